@@ -1,0 +1,1 @@
+"""Online and offline preference optimization for language models, distributed with Ray."""

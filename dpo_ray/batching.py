@@ -1,0 +1,53 @@
+"""Token sequences to padded rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpo_ray.types import Pair
+
+
+class TokenSequence(NamedTuple):
+    """A prompt and one completion of it, as token ids."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sequences padded on the right to one length T."""
+
+    input_ids: Tensor
+    """[R, T] token ids, 0 where padded."""
+    attention_mask: Tensor
+    """[R, T] 1 for real tokens."""
+    completion_mask: Tensor
+    """[R, T] True for completion tokens."""
+
+    def to(self, device: torch.device) -> "Rows":
+        return Rows(*(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "completion_mask")))
+
+
+def pad_rows(sequences: Sequence[TokenSequence]) -> Rows:
+    """One row per sequence, in order."""
+    longest = max(len(s.prompt_ids) + len(s.completion_ids) for s in sequences)
+    shape = (len(sequences), longest)
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    completion_mask = torch.zeros(shape, dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(sequences):
+        start, end = len(prompt), len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor([*prompt, *completion])
+        attention_mask[row, :end] = 1
+        completion_mask[row, start:end] = True
+    return Rows(input_ids, attention_mask, completion_mask)
+
+
+def pair_sequences(pairs: Sequence[Pair]) -> list[TokenSequence]:
+    """All chosen sequences, then all rejected ones."""
+    chosen = [TokenSequence(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    return chosen + [TokenSequence(pair.prompt_ids, pair.rejected_ids) for pair in pairs]

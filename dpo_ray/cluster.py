@@ -1,0 +1,176 @@
+"""The parts of a job that run elsewhere, as plain calls: sample, judge, keep, train, promote."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.serve.handle import DeploymentHandle
+
+from dpo_ray.batching import TokenSequence
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery
+from dpo_ray.config import IterativeDPOConfig
+from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
+from dpo_ray.judges.function import judge_completions, load_judge
+from dpo_ray.registry import PolicyManifest, PolicyRegistry
+from dpo_ray.sampler import Sampler
+from dpo_ray.storage import Storage
+from dpo_ray.terminal import Terminal
+from dpo_ray.train import ScoreWithStart, TrainerGroup, TrainRound
+from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion
+
+_RETRIED = {"max_restarts": -1, "max_task_retries": -1}
+"""Ray brings the actor back and repeats the call: every call below may be repeated."""
+
+
+class JudgeActor:
+    """One judge in a process of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._judge = load_judge(path)
+
+    def judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        return judge_completions(self._judge, self._path, completions)
+
+
+class Cluster:
+    """Every call shows its progress, and returns when its effect is durable."""
+
+    def __init__(self, config: IterativeDPOConfig, handle: DeploymentHandle, terminal: Terminal) -> None:
+        self._config = config
+        self._storage = Storage(config.run_dir)
+        self._registry = PolicyRegistry(self._storage)
+        self._terminal = terminal
+        self._sampler = Sampler(handle, replicas=config.sampling.replicas)
+        self._buffer = _start_buffer(config, self._storage)
+        self._judges = _start_judges(config)
+        self._trainers = TrainerGroup(config.run_dir, config.training)
+
+    def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:
+        """Completions of the live policy, `samples_per_prompt` in a row for each prompt."""
+        params = self._params(self._config.sampling.samples_per_prompt)
+        with self._terminal.phase("sample", f"round {round_}: sample") as on_progress:
+            return self._sampler.sample(
+                prompts, params, seed=f"{self._config.seed} {round_}", on_progress=on_progress
+            )
+
+    def judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        with self._terminal.phase("judge"):
+            return self._judge(completions)
+
+    def put(self, pairs: Sequence[Pair]) -> PutReceipt:
+        with self._terminal.phase("buffer"):
+            return ray.get(self._buffer.put.remote(list(pairs)))
+
+    def declare_snapshot(self, round_: int) -> SnapshotManifest:
+        """What round `round_` trains on: drawn from all rounds' pairs that are young enough."""
+        live, config = self._live(), self._config.buffer
+        oldest = 0 if config.max_age is None else max(0, live - config.max_age)
+        query = SnapshotQuery(
+            max_round=round_, min_policy_version=oldest, limit=config.pairs_per_round, seed=self._config.seed
+        )
+        with self._terminal.phase("buffer"):
+            return ray.get(self._buffer.declare_snapshot.remote(query, live_version=live))
+
+    def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
+        """The candidate that the round makes; a finished one is returned as it is."""
+        candidate = snapshot.round + 1
+        if not self._registry.has(candidate):
+            assignment = TrainRound(snapshot.round, self._live(), candidate, self._config.seed, canaries)
+            with self._terminal.phase("train", f"round {snapshot.round}: train") as on_progress:
+                self._trainers.run(assignment, on_progress=on_progress)
+        return self._registry.manifest(candidate)
+
+    def promote(self, version: int) -> None:
+        """Make a version live: every replica has proven it on return."""
+        self._registry.promote(version)
+        with self._terminal.phase("push"):
+            self._sampler.push(version)
+
+    def evaluate(self, prompts: Sequence[Prompt]) -> None:
+        """Keep how the live version does on held-out prompts, once."""
+        live = self._live()
+        if read_evaluation(self._storage, live) is not None:
+            return
+        per_prompt = self._config.evaluation.samples_per_prompt
+        with self._terminal.phase("evaluate", f"evaluate version {live}"):
+            completions = self._sampler.sample(prompts, self._params(per_prompt), seed=f"{self._config.seed} eval")
+            scored = self._judge(completions)
+            sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
+            start_logps = self._trainers.run(ScoreWithStart(sequences))
+            write_evaluation(self._storage, live, evaluated(scored, start_logps, per_prompt=per_prompt))
+
+    def close(self) -> None:
+        """Let the training workers return; the served policy stays where the cluster stays."""
+        self._trainers.close()
+
+    def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        share = -(-len(completions) // len(self._judges))
+        parts = [completions[start : start + share] for start in range(0, len(completions), share)]
+        pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
+        return [scored for part in ray.get(pending) for scored in part]
+
+    def _live(self) -> int:
+        live = self._registry.live()
+        assert live is not None, "a run promotes version 0 before its cluster starts"
+        return live
+
+    def _params(self, n: int) -> dict[str, Any]:
+        sampling = self._config.sampling
+        return {
+            "n": n,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+        }
+
+
+def connect(config: IterativeDPOConfig) -> None:
+    """Attach to the running Ray cluster, or start one on this machine where there is none.
+
+    ValueError: the cluster does not have what the job reserves.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # The default, 2 s, rounds every round up.
+    ray.init(log_to_driver=False, logging_level="ERROR", namespace="dpo_ray")
+    _wait_for_resources(config)
+
+
+def _wait_for_resources(config: IterativeDPOConfig) -> None:
+    needed = _reserved(config)
+    deadline = time.monotonic() + config.cluster.wait_for_resources_s
+    while True:
+        present = ray.cluster_resources()
+        missing = {name: amount for name, amount in needed.items() if amount > present.get(name, 0.0)}
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            lacks = " and ".join(f"{amount:g} {name}s (it has {present.get(name, 0):g})" for name, amount in missing.items())
+            raise ValueError(
+                f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, sampling.replicas "
+                "or the cpus_per_… and gpus_per_… settings, or raise cluster.wait_for_resources_s if it is growing"
+            )
+        request_resources(bundles=[needed])
+        time.sleep(1.0)
+
+
+def _reserved(config: IterativeDPOConfig) -> dict[str, float]:
+    """CPUs and GPUs of sampler, trainer and judges together."""
+    training, sampling, judge = config.training, config.sampling, config.judge
+    cpus = training.workers * training.cpus_per_worker + sampling.replicas * sampling.cpus_per_replica
+    gpus = training.workers * training.gpus_per_worker + sampling.replicas * sampling.gpus_per_replica
+    return {"CPU": cpus + judge.actors * judge.cpus_per_actor, "GPU": gpus}
+
+
+def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
+    url = config.buffer.url or f"sqlite:///{storage.local_root}/buffer.sqlite"
+    buffer: Any = ray.remote(num_cpus=0, **_RETRIED)(PreferenceBuffer).remote(url, storage)
+    ray.get(buffer.count.remote())  # Opened, and ours.
+    return buffer
+
+
+def _start_judges(config: IterativeDPOConfig) -> list[Any]:
+    actor = ray.remote(num_cpus=config.judge.cpus_per_actor, **_RETRIED)(JudgeActor)
+    return [actor.remote(config.judge.function) for _ in range(config.judge.actors)]

@@ -1,0 +1,128 @@
+"""Which figures a run's report shows, and what each is drawn from."""
+
+import math
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from dpo_ray.report_charts import Bars, Curve, Level, grouped_bars, line_chart, stacked_bars
+from dpo_ray.report_facts import (
+    RunRecord,
+    held_out,
+    held_out_reward,
+    number,
+    sample_reward,
+    series,
+    setting,
+    thinned,
+    win_rate_over_rounds,
+)
+
+_PHASES = ("sample", "judge", "train", "push", "evaluate")
+_OWN_EVAL_KEYS = {"eval/reward_mean", "eval/reward_std", "eval/length_mean"}
+_ROUNDS, _STEPS, _ROUND = "rounds finished", "optimizer step", "round"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of the page."""
+
+    title: str
+    note: str
+    svg: Markup
+
+
+def over_rounds(record: RunRecord) -> list[Figure]:
+    """What the rounds did to the policy, and the samples that they learnt from."""
+    return _shown(
+        [
+            _by_round(
+                "Reward",
+                "Mean reward ± standard error.",
+                Curve("held-out", held_out_reward(record)),
+                Curve("samples", sample_reward(record)),
+            ),
+            _by_round(
+                "Win rate",
+                "Held-out; band: 95 % interval against the start.",
+                Curve("vs start", win_rate_over_rounds(record)),
+                Curve("vs previous version", held_out(record, "win_rate/vs_previous")),
+                level=Level("even", 0.5),
+            ),
+            _by_round("KL to the start", "Nats per completion.", Curve("KL", held_out(record, "kl/start"))),
+            *[_judge_figure(record, name) for name in _judge_metrics(record)],
+            _by_round(
+                "Length",
+                "Mean tokens per completion.",
+                Curve("held-out", held_out(record, "eval/length_mean")),
+                Curve("samples", series(record.rounds, "length/mean")),
+            ),
+        ]
+    )
+
+
+def _judge_metrics(record: RunRecord) -> list[str]:
+    keys = {key for row in (record.start, *record.rounds) for key in row} - _OWN_EVAL_KEYS
+    return sorted({key.partition("/")[2] for key in keys if key.startswith(("judge/", "eval/"))})
+
+
+def _judge_figure(record: RunRecord, name: str) -> Figure:
+    return _by_round(
+        name,
+        "A measurement by the judge, mean.",
+        Curve("held-out", held_out(record, f"eval/{name}")),
+        Curve("samples", series(record.rounds, f"judge/{name}")),
+    )
+
+
+def over_steps(record: RunRecord) -> list[Figure]:
+    """What the optimizer saw."""
+    # IPO's loss starts elsewhere.
+    log_two = None if setting(record.config, "training.loss.type") == "ipo" else Level("ln 2", math.log(2))
+    return _shown(
+        [
+            _by_step(record, "Loss", {"loss": "loss"}, level=log_two),
+            _by_step(record, "Accuracy", {"accuracy": "rewards/accuracies"}, level=Level("chance", 0.5)),
+            _by_step(record, "Implicit reward margin", {"margin": "rewards/margins"}),
+            _by_step(
+                record, "Implicit rewards", {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}
+            ),
+            _by_step(record, "Log-probs, nats", {"chosen": "logps/chosen", "rejected": "logps/rejected"}),
+            _by_step(record, "Gradient norm", {"norm": "grad_norm"}),
+        ]
+    )
+
+
+def time_and_pairs(record: RunRecord) -> list[Figure]:
+    """What the rounds cost, and the pairs that they gave."""
+    xs = [row["round"] for row in record.rounds]
+    phases = [Bars(phase, _heights(record, f"time/{phase}_s")) for phase in _PHASES]
+    spent = [sum(heights) for heights in zip(*(bars.heights for bars in phases), strict=True)]
+    whole = _heights(record, "time/round_s")
+    other = Bars("other", tuple(max(0.0, w - s) for w, s in zip(whole, spent, strict=True)))
+    pairs = [Bars(label, _heights(record, f"pairs/{label}")) for label in ("made", "kept")]
+    age = Curve("age", series(record.rounds, "pairs/age_mean"))
+    return _shown(
+        [
+            Figure("Time per round", "Seconds.", Markup(stacked_bars(xs, [*phases, other], x_label=_ROUND))),
+            Figure("Pairs per round", "", Markup(grouped_bars(xs, pairs, x_label=_ROUND))),
+            Figure("Age of the pairs", "Versions, mean.", Markup(line_chart([age], x_label=_ROUND))),
+        ]
+    )
+
+
+def _shown(figures: list[Figure]) -> list[Figure]:
+    return [figure for figure in figures if figure.svg]
+
+
+def _heights(record: RunRecord, key: str) -> tuple[float, ...]:
+    return tuple(number(row, key) or 0.0 for row in record.rounds)
+
+
+def _by_round(title: str, note: str, *curves: Curve, level: Level | None = None) -> Figure:
+    return Figure(title, note, Markup(line_chart(curves, x_label=_ROUNDS, level=level)))
+
+
+def _by_step(record: RunRecord, title: str, keys: dict[str, str], level: Level | None = None) -> Figure:
+    curves = [Curve(label, thinned(series(record.steps, key, "step"))) for label, key in keys.items()]
+    return Figure(title, "", Markup(line_chart(curves, x_label=_STEPS, level=level)))

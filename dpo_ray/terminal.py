@@ -1,0 +1,88 @@
+"""What a person at the terminal sees of a job."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+OnProgress = Callable[[int, int], None]
+_COLUMNS: dict[str, tuple[str, str]] = {
+    "round": ("round", "d"),
+    "policy_version": ("version", "d"),
+    "eval/reward_mean": ("reward", ".3f"),
+    "win_rate/vs_start": ("win rate", ".2f"),
+    "kl/start": ("KL", ".2f"),
+    "pairs/kept": ("pairs", ".0f"),
+    "time/sample_s": ("sample s", ".1f"),
+    "time/judge_s": ("judge s", ".1f"),
+    "time/train_s": ("train s", ".1f"),
+    "time/push_s": ("push s", ".2f"),
+    "time/round_s": ("round s", ".1f"),
+}
+
+
+class Terminal:
+    """Progress of the phase that runs, one line per round, a table at the end."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.times: dict[str, float] = {}
+        """Seconds of each phase since `start_round`."""
+        self._started = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def start_round(self) -> None:
+        """Forget the times of the round before."""
+        self.times, self._started = {}, time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """`time/<phase>_s` of each phase of this round, and of the round itself."""
+        phases = {f"time/{name}_s": seconds for name, seconds in self.times.items()}
+        return {**phases, "time/round_s": time.perf_counter() - self._started}
+
+    @contextmanager
+    def phase(self, name: str, text: str = "") -> Iterator[OnProgress]:
+        """Show and time a phase; what it yields takes (done, total)."""
+        started = time.perf_counter()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(text or name, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - started
+
+    def round_line(self, row: dict) -> None:
+        """One line for a finished round."""
+        cells = [f"{title} {_cell(row, name)}" for name, (title, _) in _COLUMNS.items()]
+        extra = [f"{name.removeprefix('eval/')} {row[name]:.2f}" for name in _judge_metrics([row])]
+        self.say(" · ".join([*cells[:5], *extra, *cells[5:]]))
+        if not row.get("gate/passed", True):
+            self.say(f"  [yellow]the gate refused this candidate: {row['gate/reason']}[/yellow]")
+
+    def round_table(self, rows: Sequence[dict]) -> None:
+        """All rounds, below each other."""
+        extra = _judge_metrics(rows)
+        table = Table(*(title for title, _ in _COLUMNS.values()), *(name.removeprefix("eval/") for name in extra))
+        for row in rows:
+            table.add_row(*(_cell(row, name) for name in _COLUMNS), *(f"{row.get(name, float('nan')):.2f}" for name in extra))
+        self.console.print(table)
+
+
+def _judge_metrics(rows: Sequence[dict]) -> list[str]:
+    known = {"eval/reward_mean", "eval/reward_std", "eval/length_mean"}
+    return sorted({name for row in rows for name in row if name.startswith("eval/")} - known)
+
+
+def _cell(row: dict, name: str) -> str:
+    value = row.get(name)
+    return "–" if value is None else format(value, _COLUMNS[name][1])

@@ -1,0 +1,260 @@
+"""The learner under Ray Train: one group of workers that lives through all rounds."""
+
+import asyncio
+import functools
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from dpo_ray.batching import TokenSequence
+from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
+from dpo_ray.config import TrainingConfig
+from dpo_ray.learner import Learner, Peers, TrainingError
+from dpo_ray.metrics import StepMetrics, write_steps
+from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
+from dpo_ray.storage import Storage
+
+_POLL_S = 10.0
+"""Idle workers hear from rank 0 at least this often, so that no collective times out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRound:
+    """Train `parent` on the declared snapshot of `round`, and publish the candidate."""
+
+    round: int
+    parent: int
+    candidate: int
+    seed: int
+    canaries: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWithStart:
+    """Log-probs of completions under version 0."""
+
+    sequences: tuple[TokenSequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over; workers return."""
+
+
+Assignment = TrainRound | ScoreWithStart | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an assignment: a value, or why it can never succeed."""
+
+    value: Any = None
+    error: str | None = None
+
+
+class TrainerDesk:
+    """Holds the one open assignment; workers that were replaced find it here again."""
+
+    def __init__(self) -> None:
+        self._open: Assignment | None = None
+        self._done = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._outcome = Outcome()
+        self._progress = (0, 1)
+
+    async def submit(self, assignment: Assignment) -> Outcome:
+        """Wait for the outcome."""
+        self._open, self._progress = assignment, (0, 1)
+        self._done.clear()
+        self._changed.set()
+        await self._done.wait()
+        return self._outcome
+
+    async def take(self) -> Assignment | None:
+        """The open assignment, or None when there was none for a while."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), _POLL_S)
+        except TimeoutError:
+            return None
+        return self._open
+
+    async def finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._changed.clear()
+        self._done.set()
+
+    async def report(self, step: int, num_steps: int) -> None:
+        self._progress = (step, num_steps)
+
+    async def progress(self) -> tuple[int, int]:
+        """(steps done, steps in all) of the open assignment."""
+        return self._progress
+
+
+class TrainerGroup:
+    """Starts the workers, and gives them one assignment at a time."""
+
+    def __init__(self, run_dir: str, config: TrainingConfig) -> None:
+        desk = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TrainerDesk)
+        self._desk: Any = desk.remote()
+        self._failure: BaseException | None = None
+        self._trainer = make_trainer(run_dir, config, self._desk)
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="trainer")
+        self._thread.start()
+
+    def run(self, assignment: Assignment, *, on_progress: Callable[[int, int], None] | None = None) -> Any:
+        """The assignment's value. TrainingError: it can never succeed. RuntimeError: the workers keep dying."""
+        pending = self._desk.submit.remote(assignment)
+        while True:
+            done, _ = ray.wait([pending], timeout=0.2)
+            if done:
+                break
+            if self._failure is not None:
+                raise RuntimeError(f"the training workers failed: {self._failure}") from self._failure
+            if on_progress is not None:
+                on_progress(*ray.get(self._desk.progress.remote()))
+        outcome: Outcome = ray.get(pending)
+        if outcome.error is not None:
+            raise TrainingError(outcome.error)
+        return outcome.value
+
+    def close(self) -> None:
+        """Let the workers return."""
+        if self._failure is None:
+            ray.wait([self._desk.submit.remote(Finished())], timeout=20)
+            self._thread.join(timeout=20)
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self._failure = error
+
+
+def make_trainer(run_dir: str, config: TrainingConfig, desk: Any) -> TorchTrainer:
+    on_gpu = config.gpus_per_worker > 0
+    resources = {"CPU": config.cpus_per_worker, **({"GPU": config.gpus_per_worker} if on_gpu else {})}
+    return TorchTrainer(
+        functools.partial(work, run_dir, config, desk),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="SPREAD"
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        run_config=RunConfig(
+            name="trainer",
+            storage_path=f"{Storage(run_dir).root}/ray_train",
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+
+
+def work(run_dir: str, config: TrainingConfig, desk: Any) -> None:
+    """One worker: take assignments until the run is over."""
+    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+    worker = TrainWorker(Storage(run_dir), config, Peers.current(get_device()), desk)
+    while not isinstance(assignment := worker.next_assignment(), Finished):
+        if assignment is None:
+            continue
+        try:
+            outcome = Outcome(worker.do(assignment))
+        except TrainingError as error:  # Every worker sees the same error: it is not repeated.
+            outcome = Outcome(error=str(error))
+        worker.finish(outcome)
+    worker.finish(Outcome())
+
+
+class TrainWorker:
+    """A learner that holds one policy version, and loads another where an assignment starts elsewhere."""
+
+    def __init__(self, storage: Storage, config: TrainingConfig, peers: Peers, desk: Any) -> None:
+        self._storage = storage
+        self._registry = PolicyRegistry(storage)
+        self._config = config
+        self._peers = peers
+        self._desk = desk
+        # Assignments are Python objects: they travel on CPU, whatever the gradients use.
+        self._objects = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._learner: Learner | None = None
+        self._version: int | None = None
+
+    def next_assignment(self) -> Assignment | None:
+        """What rank 0 finds on the desk, on every rank."""
+        box = [ray.get(self._desk.take.remote()) if self._peers.rank == 0 else None]
+        if self._objects is not None:
+            dist.broadcast_object_list(box, src=0, group=self._objects)
+        return box[0]
+
+    def do(self, assignment: TrainRound | ScoreWithStart) -> Any:
+        if isinstance(assignment, ScoreWithStart):
+            return self._learner_at(self._version or 0).reference_logps(assignment.sequences)
+        return self._train(assignment)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Rank 0 reports; the others may not take the next assignment before."""
+        if self._peers.rank == 0:
+            ray.get(self._desk.finish.remote(outcome))
+
+    def _train(self, assignment: TrainRound) -> None:
+        """Rank 0 publishes the candidate, last. One that workers before us published is not made again."""
+        if self._registry.has(assignment.candidate):
+            return
+        learner = self._learner_at(assignment.parent)
+        self._version = None  # From here on, the weights are between versions.
+        snapshot = read_snapshot_manifest(self._storage, assignment.round)
+        assert snapshot is not None, "a round is trained only after its snapshot is declared"
+        pairs = read_snapshot(self._storage, snapshot)
+        seed = f"{assignment.seed} {assignment.round}"
+        history = learner.train_round(pairs, seed=seed, on_step=self._report)
+        if self._peers.rank == 0:
+            write_steps(self._storage, assignment.round, history)
+            self._publish(learner, assignment, snapshot, history[-1])
+        self._version = assignment.candidate
+
+    def _report(self, metrics: StepMetrics, num_steps: int) -> None:
+        if self._peers.rank == 0:
+            self._desk.report.remote(int(metrics["step"]), num_steps)
+
+    def _publish(
+        self, learner: Learner, assignment: TrainRound, snapshot: SnapshotManifest, metrics: StepMetrics
+    ) -> None:
+        state = BytesIO()
+        torch.save(learner.state_dict(), state)
+        self._storage.write_bytes(_state_file(assignment.candidate), state.getvalue())
+        manifest = PolicyManifest(
+            version=assignment.candidate,
+            parent=assignment.parent,
+            snapshot=SnapshotRef(round=snapshot.round, rows=snapshot.rows, sha256=snapshot.sha256),
+            step=learner.step,
+            metrics=metrics,
+            canaries=learner.canaries(assignment.canaries),
+            config=self._config.model_dump(),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            learner.save(Path(folder))
+            self._registry.publish(Path(folder), manifest)
+
+    def _learner_at(self, version: int) -> Learner:
+        """The learner with the weights and optimizer of a published version."""
+        if self._learner is not None and self._version == version:
+            return self._learner
+        folder, reference = self._registry.fetch(version), self._registry.fetch(0)
+        learner = Learner(folder, reference, self._config, self._peers)
+        if self._storage.exists(_state_file(version)):
+            content = BytesIO(self._storage.read_bytes(_state_file(version)))
+            learner.load_state_dict(torch.load(content, map_location=self._peers.device, weights_only=True))
+        self._learner, self._version = learner, version
+        return learner
+
+
+def _state_file(version: int) -> str:
+    return f"trainer/v{version:05d}.pt"

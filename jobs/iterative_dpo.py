@@ -1,0 +1,67 @@
+"""Iterative DPO: sample, judge, pair, train, push, round after round."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from dpo_ray.config import IterativeDPOConfig, exit_with, parse_config
+
+if TYPE_CHECKING:
+    from dpo_ray.cluster import Cluster
+    from dpo_ray.run import Run
+    from dpo_ray.terminal import Terminal
+
+
+def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
+    """Improve the policy round by round; started again after a crash, go on."""
+    from dpo_ray.gate import judge_candidate
+    from dpo_ray.metrics import pair_metrics, sample_metrics
+    from dpo_ray.pairing import make_pairs
+
+    cluster.evaluate(run.held_out)
+    run.start()
+    for round_ in run.remaining_rounds():
+        terminal.start_round()
+        scored = run.scored(round_)
+        if scored is None:
+            completions = cluster.sample(run.prompts(round_), round_=round_)
+            scored = run.keep_scored(round_, cluster.judge(completions))
+        pairs = make_pairs(scored, run.config.pairing, round_=round_)
+        cluster.put(pairs)
+        snapshot = cluster.declare_snapshot(round_)
+        candidate = cluster.train(snapshot, run.canary_sequences())
+        verdict = judge_candidate(candidate, run.config.gate)
+        if verdict.passed:
+            cluster.promote(candidate.version)
+        cluster.evaluate(run.held_out)
+        metrics = {**sample_metrics(scored), **pair_metrics(len(pairs), snapshot), **terminal.seconds()}
+        terminal.round_line(run.finish(round_, metrics, verdict))  # Until this line, all can be redone.
+
+
+def main(config: IterativeDPOConfig) -> None:
+    """Prepare the run, bring up the cluster's parts, improve the policy, show what came of it."""
+    from dpo_ray.cluster import Cluster, connect
+    from dpo_ray.run import open_run
+    from dpo_ray.terminal import Terminal
+    from serve.deployment import deploy, wait_until_serving
+
+    terminal = Terminal()
+    try:
+        run = open_run(config, terminal)
+        connect(config)
+        with terminal.phase("start", "start sampler, judges, buffer and trainers"):
+            handle = deploy(config)
+            cluster = Cluster(config, handle, terminal)
+            wait_until_serving(config)
+    except (ValueError, FileNotFoundError) as error:
+        exit_with(str(error))
+    terminal.say(f"run {run.storage.root} · live policy on http://{config.serving.host}:{config.serving.port}/v1")
+    improve(run, cluster, terminal)
+    cluster.close()
+    terminal.round_table([row for row in run.rows() if row["kind"] == "round"])
+    terminal.say(f"report: {run.storage.root}/report.html")
+
+
+if __name__ == "__main__":
+    main(parse_config(IterativeDPOConfig, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The live policy: one Ray Serve deployment with a vLLM engine in each replica."""

@@ -1,0 +1,159 @@
+"""The Ray Serve deployment of the live policy."""
+
+import asyncio
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from dpo_ray.config import IterativeDPOConfig, SamplingConfig, ServingConfig
+from dpo_ray.registry import PolicyRegistry
+from dpo_ray.sampler import Answer
+from dpo_ray.storage import Storage
+
+_APP_PREFIX = "dpo_ray_"
+_LOGGING = {"enable_access_log": False}
+_ENGINE_POLL_S = 0.5
+_ENV = {
+    # Two OpenMP threads per engine on contended cores cost more than they give.
+    "OMP_NUM_THREADS": "1",
+    # The first request with log-probs would compile for half a minute.
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@serve.deployment(
+    name="policy",
+    max_ongoing_requests=10_000,
+    health_check_period_s=5,
+    health_check_timeout_s=60,
+    graceful_shutdown_timeout_s=5,
+)
+@serve.ingress()
+class PolicyServer:
+    """A replica: one engine that answers HTTP and the job's own sampling calls."""
+
+    async def __init__(self, run_dir: str, config: SamplingConfig) -> None:
+        from serve.engine import PolicyEngine  # vLLM is imported where an engine runs, and nowhere else.
+
+        self._engine = await PolicyEngine.start(PolicyRegistry(Storage(run_dir)), config)
+        self._watch = asyncio.create_task(self._end_with_engine())
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        from serve.http import build_http_app
+
+        return await build_http_app(self._engine)
+
+    async def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
+    ) -> list[list[Answer]]:
+        """`params["n"]` answers to each prompt, in order."""
+        outputs = await self._engine.sample(prompts, seeds, params)
+        return [[_answer(completion) for completion in output.outputs] for output in outputs]
+
+    async def converge(self) -> int:
+        """Hold the live version, proven by its canaries, on return."""
+        return await self._engine.converge()
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica that raises here. A push that this replica missed is caught up."""
+        await self._engine.converge()
+
+    async def _end_with_engine(self) -> None:
+        # A replica with a dead engine would go on drawing requests, and fail them fast.
+        while not self._engine.llm.errored:
+            await asyncio.sleep(_ENGINE_POLL_S)
+        os._exit(1)
+
+
+def _answer(completion: Any) -> Answer:
+    assert completion.cumulative_logprob is not None and completion.weight_versions
+    return Answer(
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        logp=completion.cumulative_logprob,
+        policy_version=int(completion.weight_versions[-1].version),
+        finish_reason=completion.finish_reason or "",
+    )
+
+
+def deploy(config: IterativeDPOConfig) -> DeploymentHandle:
+    """Start to serve the run's live policy; `wait_until_serving` tells when it answers.
+
+    An application that already serves this run with these settings is left as it is, in-flight requests
+    included. ValueError: the port is taken.
+    """
+    if not _serve_runs():
+        _check_port(config.serving)
+    serve.start(http_options={"host": config.serving.host, "port": config.serving.port})
+    name = app_name(config)
+    running = serve.status().applications
+    if name not in running:
+        for other in running:
+            if other.startswith(_APP_PREFIX):
+                serve.delete(other)
+        target = serve.RunTarget(_application(config), name=name, logging_config=_LOGGING)
+        serve.run_many([target], wait_for_applications_running=False)
+    return serve.get_app_handle(name)
+
+
+def wait_until_serving(config: IterativeDPOConfig, *, timeout_s: float = 1800) -> None:
+    """Return when a replica holds the live version, proven. RuntimeError: it cannot be deployed."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        application = serve.status().applications.get(app_name(config))
+        if application is not None and application.status == ApplicationStatus.RUNNING:
+            return
+        if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
+            reasons = [deployment.message for deployment in application.deployments.values()]
+            raise RuntimeError("the sampler could not start: " + "\n".join([application.message, *reasons]))
+        time.sleep(0.1)
+    raise RuntimeError(f"the sampler was not up after {timeout_s:.0f} s")
+
+
+def app_name(config: IterativeDPOConfig) -> str:
+    """Names what is served and how: another run or setting is another application."""
+    identity = f"{Storage(config.run_dir).root} {config.sampling.model_dump_json()}"
+    return f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def _application(config: IterativeDPOConfig) -> serve.Application:
+    sampling = config.sampling
+    deployment = PolicyServer.options(
+        num_replicas=sampling.replicas,
+        ray_actor_options={
+            "num_cpus": sampling.cpus_per_replica,
+            "num_gpus": sampling.gpus_per_replica,
+            "runtime_env": {"env_vars": _ENV},
+        },
+    )
+    return deployment.bind(Storage(config.run_dir).root, sampling)
+
+
+def _serve_runs() -> bool:
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _check_port(serving: ServingConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serving.host, serving.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {serving.host}:{serving.port} ({error.strerror}): "
+                "stop what uses it, or set --serving.port to a free one"
+            ) from None

@@ -1,0 +1,159 @@
+"""One vLLM engine that always knows, and proves, which policy version it holds."""
+
+import asyncio
+import contextvars
+import os
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from dpo_ray.config import SamplingConfig
+from dpo_ray.registry import Canary, PolicyManifest, PolicyRegistry
+
+SERVED_NAME = "policy"
+_PUSH_TIMEOUT_S = 600
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
+"""Largest error of one canary token's log-prob, in nats, by the engine's number format."""
+
+
+class StaleWeightsError(RuntimeError):
+    """The engine's log-probs are not those of the version it should hold."""
+
+
+@dataclass(slots=True)
+class VersionSpans:
+    """Which versions wrote the tokens of the answers to one HTTP request."""
+
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    """(version, first token, one past the last token)."""
+
+
+request_spans: contextvars.ContextVar[VersionSpans | None] = contextvars.ContextVar("request_spans", default=None)
+
+
+class VersionedLLM(AsyncLLM):
+    """AsyncLLM that tells the surrounding HTTP request which versions wrote its answer."""
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        record = request_spans.get()
+        async for output in super().generate(*args, **kwargs):
+            if record is not None:
+                record.spans.extend(span for completion in output.outputs for span in version_spans(completion))
+            yield output
+
+
+def version_spans(completion: Any) -> list[tuple[int, int, int]]:
+    """(version, start, end) of each run of tokens that one version wrote; [] while unfinished."""
+    return [(int(span.version), span.start, span.end) for span in completion.weight_versions or []]
+
+
+class PolicyEngine:
+    """Loads LIVE when it starts, and converges to it whenever it is told to."""
+
+    def __init__(self, registry: PolicyRegistry, llm: VersionedLLM, manifest: PolicyManifest) -> None:
+        self.llm = llm
+        self.manifest = manifest
+        self._registry = registry
+        self._swap = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, registry: PolicyRegistry, config: SamplingConfig) -> "PolicyEngine":
+        """An engine that holds the live version and has proven it."""
+        live = registry.live()
+        if live is None:
+            raise ValueError("no policy version is live yet: promote one before the sampler starts")
+        manifest = registry.manifest(live)
+        llm = VersionedLLM.from_engine_args(engine_args(registry.fetch(live), config))
+        assert isinstance(llm, VersionedLLM)
+        engine = cls(registry, llm, manifest)
+        await llm.update_weight_version(str(live))
+        await engine.prove(manifest)
+        return engine
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    async def converge(self) -> int:
+        """Hold the live version, proven, on return. Requests in flight go on with the new weights."""
+        async with self._swap:
+            live = self._registry.live()
+            if live is not None and live != self.version:
+                await asyncio.wait_for(self._swap_to(live), _PUSH_TIMEOUT_S)
+            return self.version
+
+    async def _swap_to(self, version: int) -> None:
+        manifest = self._registry.manifest(version)
+        folder = self._registry.fetch(version)  # Checks every file before the engine is touched.
+        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        await self.llm.collective_rpc("load_policy", args=(str(folder),))
+        await self.llm.update_weight_version(str(version))
+        await self.llm.resume_generation()
+        self.manifest = manifest
+        await self.prove(manifest)
+
+    async def prove(self, manifest: PolicyManifest) -> None:
+        """Raise StaleWeightsError unless the engine agrees with the learner's canary log-probs."""
+        worst = max([await self._canary_error(canary) for canary in manifest.canaries], default=0.0)
+        dtype = str(self.llm.model_config.dtype).removeprefix("torch.")
+        if not worst <= _TOLERANCE[dtype]:
+            raise StaleWeightsError(
+                f"after loading policy version {manifest.version} the engine's log-probs are {worst:.4f} nats "
+                f"from the learner's (at most {_TOLERANCE[dtype]} in {dtype}): this replica takes no traffic"
+            )
+
+    async def _canary_error(self, canary: Canary) -> float:
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompt = {"prompt_token_ids": list(canary.token_ids)}
+        final = None
+        async for final in self.llm.generate(prompt, params, f"canary-{os.urandom(8).hex()}"):
+            pass
+        assert final is not None and final.prompt_logprobs is not None
+        scored = zip(final.prompt_logprobs[1:], canary.token_ids[1:], canary.logprobs, strict=True)
+        return max(abs(entry[token].logprob - expected) for entry, token, expected in scored)
+
+    async def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
+    ) -> list[RequestOutput]:
+        """The finished outputs of all prompts, in order."""
+        return list(await asyncio.gather(*map(self._sample_one, prompts, seeds, [params] * len(prompts))))
+
+    async def _sample_one(self, prompt: Sequence[int], seed: int, params: dict[str, Any]) -> RequestOutput:
+        # FINAL_ONLY: with other kinds, n > 1 can drop completions.
+        sampling = SamplingParams(seed=seed, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY, **params)
+        final = None
+        async for final in self.llm.generate({"prompt_token_ids": list(prompt)}, sampling, os.urandom(8).hex()):
+            pass
+        assert final is not None and final.finished
+        return final
+
+
+def engine_args(folder: Path, config: SamplingConfig) -> AsyncEngineArgs:
+    """vLLM's settings for one replica."""
+    on_gpu = config.gpus_per_replica > 0
+    # CPU engines run eagerly: compiling costs more than a small model's whole run.
+    device: dict[str, Any] = (
+        {"gpu_memory_utilization": config.gpu_memory_utilization}
+        if on_gpu
+        else {"kv_cache_memory_bytes": config.cpu_kv_cache_mib << 20, "enforce_eager": True}
+    )
+    dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
+    return AsyncEngineArgs(
+        model=str(folder),
+        served_model_name=[SERVED_NAME],
+        dtype=dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.tensor_parallel_size,
+        logprobs_mode="raw_logprobs",
+        worker_extension_cls="serve.weights.PolicyWeights",
+        enable_log_requests=False,
+        **device,
+    )
