@@ -2,19 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dpo_ray.types import Pair
-
-
-class TokenSequence(NamedTuple):
-    """A prompt and one completion of it, as token ids."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
+from dpo_ray.types import Pair, TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +21,9 @@ class Rows:
     """[R, T] True for completion tokens."""
 
     def to(self, device: torch.device) -> "Rows":
-        return Rows(*(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "completion_mask")))
+        return Rows(
+            *(getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "completion_mask"))
+        )
 
 
 def pad_rows(sequences: Sequence[TokenSequence]) -> Rows:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from dpo_ray.storage import Storage
 from dpo_ray.types import Message, Pair, Text
@@ -25,14 +27,17 @@ _PAIRS = sa.Table(
     sa.Column("content_sha256", sa.String(64), nullable=False),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt", "chosen", "rejected")),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
-    *(sa.Column(name, sa.Double) for name in ("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp")),
+    *(
+        sa.Column(name, sa.Double)
+        for name in ("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp")
+    ),
     sa.Column("policy_version", sa.Integer, nullable=False),
     sa.Column("round", sa.Integer, nullable=False, index=True),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("judge", sa.String, nullable=False),
     sa.Column("created_at", sa.String, nullable=False),
 )
-_PAIR_COLUMNS = [name for name in _PAIRS.columns.keys() if name not in ("pair_id", "content_sha256", "created_at")]
+_PAIR_COLUMNS = [c.name for c in _PAIRS.columns if c.name not in ("pair_id", "content_sha256", "created_at")]
 _CHUNK = 500
 
 
@@ -87,7 +92,9 @@ class PreferenceBuffer:
             known = _known(connection, list(rows))
             for pair_id, content in known.items():
                 if rows[pair_id]["content_sha256"] != content:
-                    raise ValueError(f"pair {pair_id} is in the buffer with other content; it was not changed")
+                    raise ValueError(
+                        f"pair {pair_id} is in the buffer with other content; it was not changed"
+                    )
             new = [row for pair_id, row in rows.items() if pair_id not in known]
             if new:
                 connection.execute(_PAIRS.insert(), new)
@@ -159,10 +166,10 @@ def _open(url: str) -> sa.Engine:
         engine = sa.create_engine(
             url, poolclass=sa.StaticPool, connect_args={"timeout": 20, "check_same_thread": False}
         )
-        sa.event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "connect", _configure_sqlite)
     try:
         _METADATA.create_all(engine)
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         raise ValueError(
             f"the preference buffer {engine.url!r} cannot be opened: {error.orig}. "
             "If another job uses it, stop that job or set another run_dir or buffer.url."
@@ -182,7 +189,7 @@ def _known(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
     known: dict[str, str] = {}
     for some in _chunks(ids):
         query = sa.select(_PAIRS.c.pair_id, _PAIRS.c.content_sha256).where(_PAIRS.c.pair_id.in_(some))
-        known.update({pair_id: content for pair_id, content in connection.execute(query)})
+        known.update((row.pair_id, row.content_sha256) for row in connection.execute(query))
     return known
 
 
@@ -190,7 +197,9 @@ def _row(pair: Pair) -> dict:
     values = {name: getattr(pair, name) for name in _PAIR_COLUMNS}
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite")
+            raise ValueError(
+                f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite"
+            )
     content = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": _now(), **values}
 

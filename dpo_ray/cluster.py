@@ -1,5 +1,6 @@
 """The parts of a job that run elsewhere, as plain calls: sample, judge, keep, train, promote."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -9,31 +10,20 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.batching import TokenSequence
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery
 from dpo_ray.config import IterativeDPOConfig
+from dpo_ray.desk import ScoreWithStart, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
-from dpo_ray.judges.function import judge_completions, load_judge
+from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.sampler import Sampler
 from dpo_ray.storage import Storage
 from dpo_ray.terminal import Terminal
-from dpo_ray.train import ScoreWithStart, TrainerGroup, TrainRound
-from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion
+from dpo_ray.train import TrainerGroup
+from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
 
-_RETRIED = {"max_restarts": -1, "max_task_retries": -1}
+_RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""
-
-
-class JudgeActor:
-    """One judge in a process of its own."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._judge = load_judge(path)
-
-    def judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        return judge_completions(self._judge, self._path, completions)
 
 
 class Cluster:
@@ -97,7 +87,9 @@ class Cluster:
             return
         per_prompt = self._config.evaluation.samples_per_prompt
         with self._terminal.phase("evaluate", f"evaluate version {live}"):
-            completions = self._sampler.sample(prompts, self._params(per_prompt), seed=f"{self._config.seed} eval")
+            completions = self._sampler.sample(
+                prompts, self._params(per_prompt), seed=f"{self._config.seed} eval"
+            )
             scored = self._judge(completions)
             sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
             start_logps = self._trainers.run(ScoreWithStart(sequences))
@@ -133,7 +125,9 @@ def connect(config: IterativeDPOConfig) -> None:
 
     ValueError: the cluster does not have what the job reserves.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # The default, 2 s, rounds every round up.
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    )  # The default, 2 s, rounds every round up.
     ray.init(log_to_driver=False, logging_level="ERROR", namespace="dpo_ray")
     _wait_for_resources(config)
 
@@ -147,10 +141,13 @@ def _wait_for_resources(config: IterativeDPOConfig) -> None:
         if not missing:
             return
         if time.monotonic() > deadline:
-            lacks = " and ".join(f"{amount:g} {name}s (it has {present.get(name, 0):g})" for name, amount in missing.items())
+            lacks = " and ".join(
+                f"{missing[name]:g} {name}s (it has {present.get(name, 0):g})" for name in missing
+            )
             raise ValueError(
-                f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, sampling.replicas "
-                "or the cpus_per_… and gpus_per_… settings, or raise cluster.wait_for_resources_s if it is growing"
+                f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, "
+                "sampling.replicas or the cpus_per_… and gpus_per_… settings, "
+                "or raise cluster.wait_for_resources_s if the cluster is growing"
             )
         request_resources(bundles=[needed])
         time.sleep(1.0)

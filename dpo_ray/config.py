@@ -192,7 +192,12 @@ class JobConfig(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The file's settings are the initial ones: the environment and the command line go over them."""
         return env_settings, init_settings
@@ -237,7 +242,8 @@ class IterativeDPOConfig(JobConfig):
     def _check(self) -> Self:
         if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
             raise ValueError(
-                f"the judge of film reviews cannot score prompts of {self.prompts}: set --judge.function module:function"
+                f"the judge of film reviews cannot score prompts of {self.prompts}: "
+                "set --judge.function module:function"
             )
         loss = self.training.loss
         if loss.label_smoothing and loss.type != "sigmoid":
@@ -257,7 +263,7 @@ def parse_config(config_type: type[AnyJobConfig], arguments: Sequence[str]) -> A
     file_parser.add_argument("--config", default=str(config_type.default_file))
     known, rest = file_parser.parse_known_args(arguments)
     try:
-        return config_type(_cli_parse_args=rest, **_read_yaml(Path(known.config)))
+        return config_type(_cli_parse_args=rest, **_read_yaml(Path(known.config)))  # type: ignore[call-arg]
     except ValidationError as error:
         exit_with("; ".join(map(_sentence, error.errors())))
     except (SettingsError, ValueError, OSError) as error:

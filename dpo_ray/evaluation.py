@@ -32,7 +32,9 @@ class EvaluatedCompletion:
 Evaluation = list[EvaluatedCompletion]
 
 
-def evaluated(scored: Sequence[ScoredCompletion], start_logps: Sequence[float], *, per_prompt: int) -> Evaluation:
+def evaluated(
+    scored: Sequence[ScoredCompletion], start_logps: Sequence[float], *, per_prompt: int
+) -> Evaluation:
     """Scored completions, `per_prompt` in a row for each prompt, with their log-probs under version 0."""
     return [
         EvaluatedCompletion(
@@ -59,7 +61,10 @@ def summary(evaluation: Evaluation) -> dict[str, float]:
         "eval/length_mean": mean([row.length for row in evaluation]),
         "kl/start": mean([row.logp - row.start_logp for row in evaluation]),
     }
-    return {**values, **{f"eval/{name}": value for name, value in mean_metrics([r.metrics for r in evaluation]).items()}}
+    return {
+        **values,
+        **{f"eval/{name}": value for name, value in mean_metrics([r.metrics for r in evaluation]).items()},
+    }
 
 
 def win_rate(ours: Evaluation, theirs: Evaluation) -> float:
@@ -97,7 +102,9 @@ def read_evaluation(storage: Storage, version: int) -> Evaluation | None:
     """None where the version was not evaluated yet."""
     if not storage.exists(_file(version)):
         return None
-    return [EvaluatedCompletion(**json.loads(line)) for line in storage.read_text(_file(version)).splitlines()]
+    return [
+        EvaluatedCompletion(**json.loads(line)) for line in storage.read_text(_file(version)).splitlines()
+    ]
 
 
 def _file(version: int) -> str:

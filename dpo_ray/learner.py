@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from dpo_ray.batching import TokenSequence, pad_rows, pair_sequences
+from dpo_ray.batching import pad_rows, pair_sequences
 from dpo_ray.config import TrainingConfig
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.losses import PairLogps, preference_loss
 from dpo_ray.metrics import StepMetrics
 from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
 from dpo_ray.registry import Canary
-from dpo_ray.types import Pair
+from dpo_ray.types import Pair, TokenSequence
 
 
 class TrainingError(ValueError):
@@ -34,7 +34,7 @@ class Peers:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def current(cls, device: torch.device) -> "Peers":
@@ -73,12 +73,14 @@ class Learner:
     def train_round(
         self, pairs: Sequence[Pair], *, seed: str, on_step: Callable[[StepMetrics, int], None]
     ) -> list[StepMetrics]:
-        """Go through the pairs `epochs` times. `on_step` gets each step's metrics and the number of steps in all.
+        """Go through the pairs `epochs` times; `on_step` gets each step's metrics and the number of steps.
 
         TrainingError: a loss or gradient is not finite.
         """
         self._score_with_reference(pairs)
-        batches = [batch for epoch in range(self.config.epochs) for batch in self._batches(pairs, f"{seed} {epoch}")]
+        batches = [
+            batch for epoch in range(self.config.epochs) for batch in self._batches(pairs, f"{seed} {epoch}")
+        ]
         history = []
         for batch in batches:
             history.append(self.train_step(batch))
@@ -97,7 +99,7 @@ class Learner:
             with nullcontext() if last else self._without_exchange():
                 totals += self._backward(pairs, len(batch), weight=1.0 if micro_batches else 0.0)
         means = self.peers.sum(totals) / len(batch)
-        metrics = dict(zip(_STEP_METRICS, means.tolist(), strict=True))
+        metrics: StepMetrics = dict(zip(_STEP_METRICS, means.tolist(), strict=True))
         metrics["grad_norm"] = self._update(metrics["loss"], batch)
         self.step += 1
         return {**metrics, "learning_rate": self._learning_rate(self.step), "step": self.step}
@@ -145,7 +147,9 @@ class Learner:
         rows = pad_rows(pair_sequences(pairs)).to(self.peers.device)
         with self._precision():
             chosen, rejected = self._parallel(rows).chunk(2)
-        references = torch.tensor([self._reference_logps[pair.pair_id] for pair in pairs], device=chosen.device)
+        references = torch.tensor(
+            [self._reference_logps[pair.pair_id] for pair in pairs], device=chosen.device
+        )
         lengths = torch.tensor([len(pair.chosen_ids) for pair in pairs], device=chosen.device)
         logps = PairLogps(chosen, rejected, references[:, 0], references[:, 1], lengths)
         losses = preference_loss(logps, self.config.loss)
@@ -170,14 +174,16 @@ class Learner:
         return self.config.learning_rate * min(1.0, step / (self.config.warmup_steps + 1))
 
     def _without_exchange(self) -> Any:
-        return self._parallel.no_sync() if isinstance(self._parallel, DistributedDataParallel) else nullcontext()
+        return (
+            self._parallel.no_sync() if isinstance(self._parallel, DistributedDataParallel) else nullcontext()
+        )
 
     def _precision(self) -> Any:
         on_gpu = self.peers.device.type == "cuda"
         return torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else nullcontext()
 
 
-_STEP_METRICS = (
+_STEP_METRICS: tuple[str, ...] = (
     "loss",
     "rewards/chosen",
     "rewards/rejected",

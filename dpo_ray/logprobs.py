@@ -26,6 +26,7 @@ class CompletionScorer(nn.Module):
     def token_logps(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[N] row index and [N] log-prob of every completion token, rows in order."""
         decoder = self.model.get_decoder()
+        assert decoder is not None
         hidden = decoder(input_ids=rows.input_ids, attention_mask=rows.attention_mask).last_hidden_state
         row_of_token, position = rows.completion_mask.nonzero(as_tuple=True)
         targets = rows.input_ids[row_of_token, position]
@@ -35,7 +36,7 @@ class CompletionScorer(nn.Module):
         return row_of_token, torch.cat(logps)
 
     def _tile_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = self.model.get_output_embeddings()(hidden).float()  # type: ignore[misc]
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.tanh(logits / cap)

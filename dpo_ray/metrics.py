@@ -9,6 +9,7 @@ from dpo_ray.storage import Storage
 from dpo_ray.types import ScoredCompletion
 
 StepMetrics = dict[str, float]
+"""By name, as TRL names them."""
 
 
 def sample_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:

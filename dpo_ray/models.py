@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from dpo_ray.batching import TokenSequence, pad_rows
+from dpo_ray.batching import pad_rows
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.registry import Canary
+from dpo_ray.types import TokenSequence
 
 
 def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -19,9 +26,11 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> PreTr
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {name}: no causal language model can be loaded from there: {error}") from error
+        raise ValueError(
+            f"--model {name}: no causal language model can be loaded from there: {error}"
+        ) from error
     model.config.use_cache = False
-    return model.to(device).eval()
+    return model.to(torch.device(device)).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -30,11 +39,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"--model {name} has no tokenizer that can be loaded: save one there with tokenizer.save_pretrained. "
+            f"--model {name} has no tokenizer that can be loaded: save one there with save_pretrained. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"--model {name}: its tokenizer has no end-of-sequence token: set tokenizer.eos_token")
+        raise ValueError(
+            f"--model {name}: its tokenizer has no end-of-sequence token: set tokenizer.eos_token"
+        )
     return tokenizer
 
 
@@ -63,5 +74,6 @@ def make_canaries(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) ->
     rows = pad_rows([TokenSequence(ids[:1], ids[1:]) for ids in sequences]).to(device)
     row_of_token, logps = CompletionScorer(model).token_logps(rows)
     return [
-        Canary(token_ids=list(ids), logprobs=logps[row_of_token == row].tolist()) for row, ids in enumerate(sequences)
+        Canary(token_ids=list(ids), logprobs=logps[row_of_token == row].tolist())
+        for row, ids in enumerate(sequences)
     ]

@@ -72,8 +72,12 @@ class PolicyRegistry:
 
     def manifest(self, version: int) -> PolicyManifest:
         if not self.has(version):
-            raise ValueError(f"policy version {version} is not in {self._storage.root}: it has {self.versions()}")
-        return PolicyManifest.model_validate_json(self._storage.read_text(f"{_folder(version)}/manifest.json"))
+            raise ValueError(
+                f"policy version {version} is not in {self._storage.root}: it has {self.versions()}"
+            )
+        return PolicyManifest.model_validate_json(
+            self._storage.read_text(f"{_folder(version)}/manifest.json")
+        )
 
     def publish(self, folder: Path, manifest: PolicyManifest) -> PolicyManifest:
         """Make the Hugging Face model in `folder` a version; publishing it again changes nothing."""
@@ -81,7 +85,9 @@ class PolicyRegistry:
             return self.manifest(manifest.version)
         whole = manifest.model_copy(
             update={
-                "files": {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"},
+                "files": {
+                    p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"
+                },
                 "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "git_commit": _git_commit(),
             }

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict
-from dpo_ray.metrics import read_steps
 from dpo_ray.judges.function import load_judge
+from dpo_ray.metrics import read_steps
 from dpo_ray.models import load_context_length, load_model, load_tokenizer, make_canaries, save_policy
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
@@ -36,7 +36,9 @@ class Run:
         self.config = config
         self.storage = Storage(config.run_dir)
         self.registry = PolicyRegistry(self.storage)
-        self._training_prompts, held_out = split_prompts(prompts, held_out=config.evaluation.prompts, seed=config.seed)
+        self._training_prompts, held_out = split_prompts(
+            prompts, held_out=config.evaluation.prompts, seed=config.seed
+        )
         self.held_out = list(held_out)
         self._keep_config()
 
@@ -67,7 +69,9 @@ class Run:
         """The round's scored completions; None before they are kept."""
         if not self.storage.exists(_samples_file(round_)):
             return None
-        return [_SCORED.validate_json(line) for line in self.storage.read_text(_samples_file(round_)).splitlines()]
+        return [
+            _SCORED.validate_json(line) for line in self.storage.read_text(_samples_file(round_)).splitlines()
+        ]
 
     def keep_scored(self, round_: int, scored: list[ScoredCompletion]) -> list[ScoredCompletion]:
         """Keep them: after a crash the round goes on with the same ones."""
@@ -78,7 +82,13 @@ class Run:
     def start(self) -> None:
         """Write down how version 0 does, once."""
         if not self.rows():
-            row = {"kind": "start", "round": -1, "step": 0, "policy_version": 0, **self._evaluation_metrics(0)}
+            row = {
+                "kind": "start",
+                "round": -1,
+                "step": 0,
+                "policy_version": 0,
+                **self._evaluation_metrics(0),
+            }
             self._write_rows([row])
 
     def finish(self, round_: int, metrics: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
@@ -96,7 +106,9 @@ class Run:
             "gate/passed": verdict.passed,
             "gate/reason": verdict.reason,
         }
-        step_rows = [{"kind": "step", "round": round_, "policy_version": row["sample_version"], **s} for s in steps]
+        step_rows = [
+            {"kind": "step", "round": round_, "policy_version": row["sample_version"], **s} for s in steps
+        ]
         self._write_rows([*self.rows(), *step_rows, row])
         self._log_tensorboard([*step_rows, row])
         write_report(self.config.run_dir)

@@ -51,7 +51,9 @@ class Sampler:
         pending = [self._send(start, chunk, params, seed) for start, chunk in chunks]
         completions: list[Completion] = []
         for (start, chunk), response in zip(chunks, pending, strict=True):
-            answers = self._receive(response, lambda start=start, chunk=chunk: self._send(start, chunk, params, seed))
+            answers = self._receive(
+                response, lambda start=start, chunk=chunk: self._send(start, chunk, params, seed)
+            )
             for prompt, several in zip(chunk, answers, strict=True):
                 completions.extend(_completion(prompt, answer) for answer in several)
             on_progress(start + len(chunk), len(prompts))

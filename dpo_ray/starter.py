@@ -198,9 +198,7 @@ def make_random_model(
     _save(_random_model(tiny_config(tokenizer, max_tokens=max_tokens), seed), tokenizer, folder)
 
 
-def _train_bpe_tokenizer(
-    texts: Iterable[str], vocab_size: int, max_tokens: int
-) -> PreTrainedTokenizerFast:
+def _train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 OnProgress = Callable[[int, int], None]
@@ -15,7 +22,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "eval/reward_mean": ("reward", ".3f"),
     "win_rate/vs_start": ("win rate", ".2f"),
     "kl/start": ("KL", ".2f"),
-    "pairs/kept": ("pairs", ".0f"),
+    "pairs/kept": ("pairs", "d"),
     "time/sample_s": ("sample s", ".1f"),
     "time/judge_s": ("judge s", ".1f"),
     "time/train_s": ("train s", ".1f"),
@@ -29,6 +36,8 @@ class Terminal:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # A log has no width: lines stay whole.
         self.times: dict[str, float] = {}
         """Seconds of each phase since `start_round`."""
         self._started = time.perf_counter()
@@ -56,7 +65,9 @@ class Terminal:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
             task = progress.add_task(text or name, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
         self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - started
@@ -72,9 +83,14 @@ class Terminal:
     def round_table(self, rows: Sequence[dict]) -> None:
         """All rounds, below each other."""
         extra = _judge_metrics(rows)
-        table = Table(*(title for title, _ in _COLUMNS.values()), *(name.removeprefix("eval/") for name in extra))
+        table = Table(
+            *(title for title, _ in _COLUMNS.values()), *(name.removeprefix("eval/") for name in extra)
+        )
         for row in rows:
-            table.add_row(*(_cell(row, name) for name in _COLUMNS), *(f"{row.get(name, float('nan')):.2f}" for name in extra))
+            table.add_row(
+                *(_cell(row, name) for name in _COLUMNS),
+                *(f"{row.get(name, float('nan')):.2f}" for name in extra),
+            )
         self.console.print(table)
 
 

@@ -1,11 +1,9 @@
 """The learner under Ray Train: one group of workers that lives through all rounds."""
 
-import asyncio
 import functools
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,89 +14,13 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from dpo_ray.batching import TokenSequence
 from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
 from dpo_ray.config import TrainingConfig
+from dpo_ray.desk import Assignment, Finished, Outcome, ScoreWithStart, TrainerDesk, TrainRound
 from dpo_ray.learner import Learner, Peers, TrainingError
 from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.storage import Storage
-
-_POLL_S = 10.0
-"""Idle workers hear from rank 0 at least this often, so that no collective times out."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRound:
-    """Train `parent` on the declared snapshot of `round`, and publish the candidate."""
-
-    round: int
-    parent: int
-    candidate: int
-    seed: int
-    canaries: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreWithStart:
-    """Log-probs of completions under version 0."""
-
-    sequences: tuple[TokenSequence, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The run is over; workers return."""
-
-
-Assignment = TrainRound | ScoreWithStart | Finished
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of an assignment: a value, or why it can never succeed."""
-
-    value: Any = None
-    error: str | None = None
-
-
-class TrainerDesk:
-    """Holds the one open assignment; workers that were replaced find it here again."""
-
-    def __init__(self) -> None:
-        self._open: Assignment | None = None
-        self._done = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._outcome = Outcome()
-        self._progress = (0, 1)
-
-    async def submit(self, assignment: Assignment) -> Outcome:
-        """Wait for the outcome."""
-        self._open, self._progress = assignment, (0, 1)
-        self._done.clear()
-        self._changed.set()
-        await self._done.wait()
-        return self._outcome
-
-    async def take(self) -> Assignment | None:
-        """The open assignment, or None when there was none for a while."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), _POLL_S)
-        except TimeoutError:
-            return None
-        return self._open
-
-    async def finish(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._changed.clear()
-        self._done.set()
-
-    async def report(self, step: int, num_steps: int) -> None:
-        self._progress = (step, num_steps)
-
-    async def progress(self) -> tuple[int, int]:
-        """(steps done, steps in all) of the open assignment."""
-        return self._progress
 
 
 class TrainerGroup:
@@ -113,7 +35,10 @@ class TrainerGroup:
         self._thread.start()
 
     def run(self, assignment: Assignment, *, on_progress: Callable[[int, int], None] | None = None) -> Any:
-        """The assignment's value. TrainingError: it can never succeed. RuntimeError: the workers keep dying."""
+        """The assignment's value.
+
+        TrainingError: it can never succeed. RuntimeError: the workers keep dying.
+        """
         pending = self._desk.submit.remote(assignment)
         while True:
             done, _ = ray.wait([pending], timeout=0.2)
@@ -147,7 +72,10 @@ def make_trainer(run_dir: str, config: TrainingConfig, desk: Any) -> TorchTraine
     return TorchTrainer(
         functools.partial(work, run_dir, config, desk),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="SPREAD"
+            num_workers=config.workers,
+            use_gpu=on_gpu,
+            resources_per_worker=resources,
+            placement_strategy="SPREAD",
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
@@ -183,13 +111,13 @@ class TrainWorker:
         self._peers = peers
         self._desk = desk
         # Assignments are Python objects: they travel on CPU, whatever the gradients use.
-        self._objects = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._objects: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._learner: Learner | None = None
         self._version: int | None = None
 
     def next_assignment(self) -> Assignment | None:
         """What rank 0 finds on the desk, on every rank."""
-        box = [ray.get(self._desk.take.remote()) if self._peers.rank == 0 else None]
+        box: list[Any] = [ray.get(self._desk.take.remote()) if self._peers.rank == 0 else None]
         if self._objects is not None:
             dist.broadcast_object_list(box, src=0, group=self._objects)
         return box[0]

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
 from typing_extensions import TypedDict
 
 
@@ -42,6 +45,13 @@ class Completion:
     """The version that wrote the last token."""
     finish_reason: str
     """`stop` where the policy ended by itself, `length` where `max_new_tokens` cut it off."""
+
+
+class TokenSequence(NamedTuple):
+    """A prompt and one completion of it, as token ids."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ def main(config: IterativeDPOConfig) -> None:
             wait_until_serving(config)
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error))
-    terminal.say(f"run {run.storage.root} · live policy on http://{config.serving.host}:{config.serving.port}/v1")
+    terminal.say(
+        f"run {run.storage.root} · live policy on http://{config.serving.host}:{config.serving.port}/v1"
+    )
     improve(run, cluster, terminal)
     cluster.close()
     terminal.round_table([row for row in run.rows() if row["kind"] == "round"])

@@ -21,13 +21,14 @@ from dpo_ray.storage import Storage
 _APP_PREFIX = "dpo_ray_"
 _LOGGING = {"enable_access_log": False}
 _ENGINE_POLL_S = 0.5
-_ENV = {
+_ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+_CPU_ENV = {
     # Two OpenMP threads per engine on contended cores cost more than they give.
     "OMP_NUM_THREADS": "1",
     # The first request with log-probs would compile for half a minute.
     "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
+    # The model runs in the engine's process, not in a further one that polls busily.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
@@ -133,7 +134,7 @@ def _application(config: IterativeDPOConfig) -> serve.Application:
         ray_actor_options={
             "num_cpus": sampling.cpus_per_replica,
             "num_gpus": sampling.gpus_per_replica,
-            "runtime_env": {"env_vars": _ENV},
+            "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **_CPU_ENV}},
         },
     )
     return deployment.bind(Storage(config.run_dir).root, sampling)

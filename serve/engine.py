@@ -35,7 +35,9 @@ class VersionSpans:
     """(version, first token, one past the last token)."""
 
 
-request_spans: contextvars.ContextVar[VersionSpans | None] = contextvars.ContextVar("request_spans", default=None)
+request_spans: contextvars.ContextVar[VersionSpans | None] = contextvars.ContextVar(
+    "request_spans", default=None
+)
 
 
 class VersionedLLM(AsyncLLM):
@@ -45,7 +47,9 @@ class VersionedLLM(AsyncLLM):
         record = request_spans.get()
         async for output in super().generate(*args, **kwargs):
             if record is not None:
-                record.spans.extend(span for completion in output.outputs for span in version_spans(completion))
+                record.spans.extend(
+                    span for completion in output.outputs for span in version_spans(completion)
+                )
             yield output
 
 
@@ -105,55 +109,57 @@ class PolicyEngine:
         dtype = str(self.llm.model_config.dtype).removeprefix("torch.")
         if not worst <= _TOLERANCE[dtype]:
             raise StaleWeightsError(
-                f"after loading policy version {manifest.version} the engine's log-probs are {worst:.4f} nats "
+                f"policy version {manifest.version} is loaded, but the engine's log-probs are {worst:.4f} nats "
                 f"from the learner's (at most {_TOLERANCE[dtype]} in {dtype}): this replica takes no traffic"
             )
 
     async def _canary_error(self, canary: Canary) -> float:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        prompt = {"prompt_token_ids": list(canary.token_ids)}
-        final = None
-        async for final in self.llm.generate(prompt, params, f"canary-{os.urandom(8).hex()}"):
-            pass
-        assert final is not None and final.prompt_logprobs is not None
-        scored = zip(final.prompt_logprobs[1:], canary.token_ids[1:], canary.logprobs, strict=True)
-        return max(abs(entry[token].logprob - expected) for entry, token, expected in scored)
+        output = await self._finished(canary.token_ids, params)
+        assert output.prompt_logprobs is not None
+        scored = zip(output.prompt_logprobs[1:], canary.token_ids[1:], canary.logprobs, strict=True)
+        return max(abs(entry[token].logprob - expected) for entry, token, expected in scored if entry)
 
     async def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
     ) -> list[RequestOutput]:
-        """The finished outputs of all prompts, in order."""
-        return list(await asyncio.gather(*map(self._sample_one, prompts, seeds, [params] * len(prompts))))
-
-    async def _sample_one(self, prompt: Sequence[int], seed: int, params: dict[str, Any]) -> RequestOutput:
+        """The finished outputs of all prompts, in order. `params` are vLLM's sampling parameters."""
         # FINAL_ONLY: with other kinds, n > 1 can drop completions.
-        sampling = SamplingParams(seed=seed, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY, **params)
-        final = None
-        async for final in self.llm.generate({"prompt_token_ids": list(prompt)}, sampling, os.urandom(8).hex()):
-            pass
-        assert final is not None and final.finished
-        return final
+        common = {**params, "logprobs": 0, "output_kind": RequestOutputKind.FINAL_ONLY}
+        requests = [
+            self._finished(prompt, SamplingParams(seed=seed, **common))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return await asyncio.gather(*requests)
+
+    async def _finished(self, prompt: Sequence[int], params: SamplingParams) -> RequestOutput:
+        request = self.llm.generate({"prompt_token_ids": list(prompt)}, params, os.urandom(8).hex())
+        outputs = [output async for output in request]
+        return outputs[-1]
 
 
 def engine_args(folder: Path, config: SamplingConfig) -> AsyncEngineArgs:
     """vLLM's settings for one replica."""
     on_gpu = config.gpus_per_replica > 0
     # CPU engines run eagerly: compiling costs more than a small model's whole run.
-    device: dict[str, Any] = (
+    options: dict[str, Any] = (
         {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_gpu
         else {"kv_cache_memory_bytes": config.cpu_kv_cache_mib << 20, "enforce_eager": True}
     )
+    if config.max_model_len is not None:
+        options["max_model_len"] = config.max_model_len
     dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
     return AsyncEngineArgs(
         model=str(folder),
         served_model_name=[SERVED_NAME],
         dtype=dtype,
-        max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel_size,
+        # One worker needs no process of its own beside the engine's.
+        distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
         logprobs_mode="raw_logprobs",
         worker_extension_cls="serve.weights.PolicyWeights",
         enable_log_requests=False,
-        **device,
+        **options,
     )

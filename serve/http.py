@@ -18,11 +18,14 @@ _VERSIONED = ("/v1/chat/completions", "/v1/completions")
 async def build_http_app(engine: PolicyEngine) -> ASGIApp:
     """vLLM's own application on our engine, and `GET /v1/policy`."""
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    assert args is not None
     args.model, args.served_model_name = engine.llm.model_config.model, [SERVED_NAME]
     tasks = await engine.llm.get_supported_tasks()
     app = build_app(args, tasks, engine.llm.model_config)
     await init_app_state(engine.llm, app.state, args, tasks)
-    app.state.server = SimpleNamespace()  # vLLM's error handlers tell their own server to stop; ours is Serve.
+    app.state.server = (
+        SimpleNamespace()
+    )  # vLLM's error handlers tell their own server to stop; ours is Serve.
 
     @app.get("/v1/policy")
     async def policy() -> dict[str, Any]:

@@ -107,9 +107,7 @@ def test_reviews_continue_a_shared_generator() -> None:
 
 def test_the_judge_rewards_what_the_policy_wrote_and_not_the_prompt() -> None:
     written = "but the acting felt truly superb and these jokes are weak ."
-    assert judge("the film was dull", written) == Judgement(
-        reward=0.5, metrics={"grammatical": 1.0}
-    )
+    assert judge("the film was dull", written) == Judgement(reward=0.5, metrics={"grammatical": 1.0})
 
 
 def test_a_completion_may_start_with_a_space() -> None:

@@ -59,9 +59,7 @@ def test_a_conversation_is_rendered_as_its_last_user_message() -> None:
 
 def test_the_starter_is_trained_once_and_then_cached(cache: Path) -> None:
     steps: list[tuple[int, int]] = []
-    first = make_starter(
-        0, lambda step, num_steps, loss: steps.append((step, num_steps)), recipe=TINY
-    )
+    first = make_starter(0, lambda step, num_steps, loss: steps.append((step, num_steps)), recipe=TINY)
     again = make_starter(0, lambda *_: pytest.fail("trained again"), recipe=TINY)
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert again == first
