@@ -120,19 +120,16 @@ class Cluster:
         }
 
 
-def connect(config: IterativeDPOConfig) -> None:
-    """Attach to the running Ray cluster, or start one on this machine where there is none.
-
-    ValueError: the cluster does not have what the job reserves.
-    """
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
-    )  # The default, 2 s, rounds every round up.
-    ray.init(log_to_driver=False, logging_level="ERROR", namespace="dpo_ray")
-    _wait_for_resources(config)
+def connect() -> None:
+    """Attach to the running Ray cluster, or start one on this machine where there is none."""
+    # Ray Train looks at its workers this often, and each round would wait for the next look.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
 
 
-def _wait_for_resources(config: IterativeDPOConfig) -> None:
+def wait_for_resources(config: IterativeDPOConfig) -> None:
+    """Return when the cluster has what the job reserves; ValueError where it does not get it."""
     needed = _reserved(config)
     deadline = time.monotonic() + config.cluster.wait_for_resources_s
     while True:

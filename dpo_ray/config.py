@@ -1,13 +1,14 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,6 +16,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the entry point of a submitted job."""
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -162,8 +165,8 @@ class ClusterConfig(_Section):
     """Seconds to wait until the cluster has what the job reserves; give an autoscaling one time to grow."""
 
 
-class JobConfig(BaseSettings):
-    """Settings that all jobs share."""
+class Settings(BaseSettings):
+    """Settings from the command line, the environment and a file, in that order."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -176,19 +179,11 @@ class JobConfig(BaseSettings):
         env_nested_delimiter="__",
     )
 
-    default_file: ClassVar[Path]
+    default_file: ClassVar[Path | None] = None
     """Settings that hold where no `--config` is given."""
 
     run_dir: str = "runs/run"
     """Folder of the run: a path that every node sees, or a URL (s3://, gs://, …)."""
-    model: str = "film_reviews"
-    """Starting policy: a Hugging Face folder or hub name; film_reviews makes a tiny one."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of everything random."""
-    training: TrainingConfig = TrainingConfig()
-    """How the policy is updated."""
-    tensorboard: bool = True
-    """Write TensorBoard files to the run's folder (local folders only)."""
 
     @classmethod
     def settings_customise_sources(
@@ -202,14 +197,43 @@ class JobConfig(BaseSettings):
         """The file's settings are the initial ones: the environment and the command line go over them."""
         return env_settings, init_settings
 
+    @field_validator("run_dir")
+    @classmethod
+    def _resolve_run_dir(cls, run_dir: str) -> str:
+        """An absolute folder, or the URL itself.
 
-AnyJobConfig = TypeVar("AnyJobConfig", bound=JobConfig)
+        A submitted job runs in a temporary copy of the working directory: a relative folder is then below
+        ~/dpo_ray, where it outlives the job.
+        """
+        if "://" in run_dir:
+            return run_dir
+        base = Path.home() / "dpo_ray" if _SUBMITTED_JOB in os.environ else Path.cwd()
+        return str(base / Path(run_dir).expanduser())
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class JobConfig(Settings):
+    """Settings that all training jobs share."""
+
+    model: str = "film_reviews"
+    """Starting policy: a Hugging Face folder or hub name; film_reviews makes a tiny one."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+    training: TrainingConfig = TrainingConfig()
+    """How the policy is updated."""
+    tensorboard: bool = True
+    """Write TensorBoard files to the run's folder (local folders only)."""
 
 
 class IterativeDPOConfig(JobConfig):
-    """Iterative DPO: sample, judge, pair, train, push, for some rounds."""
+    """Iterative DPO: sample, judge, pair, train, push, for some rounds.
 
-    default_file: ClassVar[Path] = CONFIGS / "tiny.yaml"
+    --config FILE reads settings from a YAML file; without it, configs/tiny.yaml holds.
+    """
+
+    default_file: ClassVar[Path | None] = CONFIGS / "tiny.yaml"
 
     rounds: int = Field(default=6, ge=1)
     """Rounds to do; a finished run goes on where this is raised."""
@@ -254,16 +278,24 @@ class IterativeDPOConfig(JobConfig):
         return self
 
 
-def parse_config(config_type: type[AnyJobConfig], arguments: Sequence[str]) -> AnyJobConfig:
+class ServeConfig(Settings):
+    """Serve the live policy of a run over HTTP, with the sampling settings that the run has."""
+
+    serving: ServingConfig = ServingConfig()
+    """The live policy's HTTP endpoint."""
+
+
+def parse_config(config_type: type[AnySettings], arguments: Sequence[str]) -> AnySettings:
     """The command line over environment variables (DPO_RAY_…) over the file of `--config`.
 
     Exits with code 2 and one message where a setting is unknown or wrong.
     """
     file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    file_parser.add_argument("--config", default=str(config_type.default_file))
+    file_parser.add_argument("--config", type=Path, default=config_type.default_file)
     known, rest = file_parser.parse_known_args(arguments)
     try:
-        return config_type(_cli_parse_args=rest, **_read_yaml(Path(known.config)))  # type: ignore[call-arg]
+        initial = _read_yaml(known.config) if known.config else {}
+        return config_type(_cli_parse_args=rest, **initial)  # type: ignore[call-arg]
     except ValidationError as error:
         exit_with("; ".join(map(_sentence, error.errors())))
     except (SettingsError, ValueError, OSError) as error:

@@ -1,7 +1,6 @@
 """A run's folder: what is done, what is left, and what the rounds leave behind."""
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,18 +203,6 @@ def _load_prompts(config: IterativeDPOConfig, folder: Path | str, terminal: Term
         if count:
             terminal.say(f"{count} prompts were dropped: {reason}")
     return prompt_set.prompts
-
-
-def resolve_run_dir(run_dir: str) -> str:
-    """An absolute folder, or the URL itself.
-
-    A submitted job runs in a temporary copy of the working directory: a relative folder is then below
-    ~/dpo_ray, where it outlives the job.
-    """
-    if "://" in run_dir:
-        return run_dir
-    base = Path.home() / "dpo_ray" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
-    return str(base / Path(run_dir).expanduser())
 
 
 def _jsonable(value: Any) -> Any:

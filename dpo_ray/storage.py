@@ -65,6 +65,7 @@ class Storage:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(aside, target)
             return
+        self._fs.create_dir(target, recursive=True)
         names = sorted((p.name for p in source.iterdir()), key=lambda name: name == marker)
         for name in names:
             fs.copy_files(str(source / name), f"{target}/{name}", _LOCAL, self._fs)

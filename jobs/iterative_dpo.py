@@ -41,7 +41,9 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
 
 def main(config: IterativeDPOConfig) -> None:
     """Prepare the run, bring up the cluster's parts, improve the policy, show what came of it."""
-    from dpo_ray.cluster import Cluster, connect
+    from ray import serve
+
+    from dpo_ray.cluster import Cluster, connect, wait_for_resources
     from dpo_ray.run import open_run
     from dpo_ray.terminal import Terminal
     from serve.deployment import deploy, wait_until_serving
@@ -49,11 +51,12 @@ def main(config: IterativeDPOConfig) -> None:
     terminal = Terminal()
     try:
         run = open_run(config, terminal)
-        connect(config)
+        connect()
+        wait_for_resources(config)
         with terminal.phase("start", "start sampler, judges, buffer and trainers"):
-            handle = deploy(config)
-            cluster = Cluster(config, handle, terminal)
-            wait_until_serving(config)
+            application = deploy(config.run_dir, config.sampling, config.serving)
+            cluster = Cluster(config, serve.get_app_handle(application), terminal)
+            wait_until_serving(application)
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error))
     terminal.say(

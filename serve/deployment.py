@@ -10,15 +10,15 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from dpo_ray.config import IterativeDPOConfig, SamplingConfig, ServingConfig
+from dpo_ray.config import SamplingConfig, ServingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
 
 _APP_PREFIX = "dpo_ray_"
+_ALIVE = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
 _LOGGING = {"enable_access_log": False}
 _ENGINE_POLL_S = 0.5
 _ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
@@ -87,48 +87,43 @@ def _answer(completion: Any) -> Answer:
     )
 
 
-def deploy(config: IterativeDPOConfig) -> DeploymentHandle:
-    """Start to serve the run's live policy; `wait_until_serving` tells when it answers.
+def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> str:
+    """Start to serve a run's live policy; the name of the application.
 
-    An application that already serves this run with these settings is left as it is, in-flight requests
-    included. ValueError: the port is taken.
+    One that already serves this run with these settings is left as it is, in-flight requests included.
+    ValueError: the port is taken.
     """
     if not _serve_runs():
-        _check_port(config.serving)
-    serve.start(http_options={"host": config.serving.host, "port": config.serving.port})
-    name = app_name(config)
-    running = serve.status().applications
-    if name not in running:
-        for other in running:
-            if other.startswith(_APP_PREFIX):
-                serve.delete(other)
-        target = serve.RunTarget(_application(config), name=name, logging_config=_LOGGING)
-        serve.run_many([target], wait_for_applications_running=False)
-    return serve.get_app_handle(name)
+        _check_port(serving)
+    serve.start(http_options={"host": serving.host, "port": serving.port})
+    identity = f"{Storage(run_dir).root} {sampling.model_dump_json()}"
+    name = f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    applications = serve.status().applications
+    if name in applications and applications[name].status in _ALIVE:
+        return name
+    for other in applications:
+        if other.startswith(_APP_PREFIX):
+            serve.delete(other)
+    target = serve.RunTarget(_application(run_dir, sampling), name=name, logging_config=_LOGGING)
+    serve.run_many([target], wait_for_applications_running=False)
+    return name
 
 
-def wait_until_serving(config: IterativeDPOConfig, *, timeout_s: float = 1800) -> None:
+def wait_until_serving(name: str, *, timeout_s: float = 1800) -> None:
     """Return when a replica holds the live version, proven. RuntimeError: it cannot be deployed."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        application = serve.status().applications.get(app_name(config))
-        if application is not None and application.status == ApplicationStatus.RUNNING:
+        application = serve.status().applications[name]
+        if application.status == ApplicationStatus.RUNNING:
             return
-        if application is not None and application.status == ApplicationStatus.DEPLOY_FAILED:
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
             reasons = [deployment.message for deployment in application.deployments.values()]
             raise RuntimeError("the sampler could not start: " + "\n".join([application.message, *reasons]))
         time.sleep(0.1)
     raise RuntimeError(f"the sampler was not up after {timeout_s:.0f} s")
 
 
-def app_name(config: IterativeDPOConfig) -> str:
-    """Names what is served and how: another run or setting is another application."""
-    identity = f"{Storage(config.run_dir).root} {config.sampling.model_dump_json()}"
-    return f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-def _application(config: IterativeDPOConfig) -> serve.Application:
-    sampling = config.sampling
+def _application(run_dir: str, sampling: SamplingConfig) -> serve.Application:
     deployment = PolicyServer.options(
         num_replicas=sampling.replicas,
         ray_actor_options={
@@ -137,7 +132,7 @@ def _application(config: IterativeDPOConfig) -> serve.Application:
             "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **_CPU_ENV}},
         },
     )
-    return deployment.bind(Storage(config.run_dir).root, sampling)
+    return deployment.bind(Storage(run_dir).root, sampling)
 
 
 def _serve_runs() -> bool:

@@ -110,7 +110,7 @@ class PolicyEngine:
         if not worst <= _TOLERANCE[dtype]:
             raise StaleWeightsError(
                 f"policy version {manifest.version} is loaded, but the engine's log-probs are {worst:.4f} nats "
-                f"from the learner's (at most {_TOLERANCE[dtype]} in {dtype}): this replica takes no traffic"
+                f"from the learner's ({dtype} allows {_TOLERANCE[dtype]}): this replica takes no traffic"
             )
 
     async def _canary_error(self, canary: Canary) -> float:

@@ -1,0 +1,141 @@
+"""A snapshot is declared once, chosen by its query alone, and read by tools that do not know us."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pandas
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from dpo_ray.buffer import (
+    PreferenceBuffer,
+    SnapshotQuery,
+    read_snapshot,
+    read_snapshot_manifest,
+)
+from dpo_ray.storage import Storage, sha256_file
+from dpo_ray.types import Message, Pair
+from test_buffer import all_of_round, buffer, make_pair, storage, url  # noqa: F401
+
+COLUMNS = (
+    "pair_id prompt chosen rejected prompt_ids chosen_ids rejected_ids chosen_reward rejected_reward "
+    "chosen_logp rejected_logp policy_version round source judge created_at"
+).split()
+
+
+def versions_of(pairs: list[Pair]) -> set[int]:
+    return {pair.policy_version for pair in pairs}
+
+
+def test_a_declared_snapshot_stays_as_it_is(buffer: PreferenceBuffer, storage: Storage) -> None:
+    buffer.put([make_pair(1), make_pair(2)])
+    declared = buffer.declare_snapshot(all_of_round(3), live_version=2)
+    content = storage.read_bytes("rounds/00003/pairs.parquet")
+    buffer.put([make_pair(3)])
+    assert buffer.declare_snapshot(all_of_round(3), live_version=5) == declared
+    assert storage.read_bytes("rounds/00003/pairs.parquet") == content
+    assert read_snapshot_manifest(storage, 3) == declared
+    assert read_snapshot_manifest(storage, 4) is None
+    assert declared.rows == 2
+
+
+def test_a_snapshot_brings_the_pairs_back_whole(buffer: PreferenceBuffer, storage: Storage) -> None:
+    pairs = [make_pair(number, version=number % 3, round_=number % 2) for number in range(20)]
+    buffer.put(pairs)
+    read = read_snapshot(storage, buffer.declare_snapshot(all_of_round(1), live_version=2))
+    assert read == sorted(pairs, key=lambda pair: pair.pair_id)
+
+
+def test_pairs_of_later_rounds_and_older_policies_are_left_out(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    buffer.put([make_pair(number, version=number, round_=number) for number in range(6)])
+    query = SnapshotQuery(max_round=4, min_policy_version=2, limit=100, seed=0)
+    manifest = buffer.declare_snapshot(query, live_version=5)
+    assert versions_of(read_snapshot(storage, manifest)) == {2, 3, 4}
+    assert manifest.age_mean == pytest.approx((3 + 2 + 1) / 3)
+    assert manifest.query == query
+
+
+def test_more_pairs_than_the_limit_are_drawn_from_all_rounds_by_the_seed(tmp_path: Path) -> None:
+    def drawn(seed: int, numbers: list[int], folder: str) -> list[Pair]:
+        own = Storage(str(tmp_path / folder))
+        owner = PreferenceBuffer(f"sqlite:///{tmp_path / folder}.sqlite", own)
+        owner.put([make_pair(number, version=number % 4, round_=number % 4) for number in numbers])
+        query = SnapshotQuery(max_round=3, min_policy_version=0, limit=30, seed=seed)
+        return read_snapshot(own, owner.declare_snapshot(query, live_version=3))
+
+    numbers = list(range(200))
+    first = drawn(0, numbers, "first")
+    assert len({pair.pair_id for pair in first}) == 30
+    assert versions_of(first) == {0, 1, 2, 3}
+    assert drawn(0, numbers[::-1], "other order") == first
+    assert drawn(1, numbers, "other seed") != first
+
+
+def test_a_snapshot_of_nothing_has_no_rows(buffer: PreferenceBuffer, storage: Storage) -> None:
+    manifest = buffer.declare_snapshot(all_of_round(0), live_version=0)
+    assert (manifest.rows, manifest.age_mean) == (0, 0.0)
+    assert read_snapshot(storage, manifest) == []
+
+
+def test_the_manifest_holds_rows_hash_and_query(
+    buffer: PreferenceBuffer, storage: Storage, tmp_path: Path
+) -> None:
+    buffer.put([make_pair(1), make_pair(2)])
+    buffer.declare_snapshot(all_of_round(0), live_version=0)
+    manifest = json.loads(storage.read_text("rounds/00000/manifest.json"))
+    assert manifest["rows"] == 2
+    assert manifest["sha256"] == sha256_file(tmp_path / "rounds/00000/pairs.parquet")
+    assert SnapshotQuery(**manifest["query"]) == all_of_round(0)
+
+
+def test_a_changed_file_is_refused(buffer: PreferenceBuffer, storage: Storage) -> None:
+    buffer.put([make_pair(1)])
+    manifest = buffer.declare_snapshot(all_of_round(0), live_version=0)
+    content = bytearray(storage.read_bytes("rounds/00000/pairs.parquet"))
+    content[len(content) // 2] ^= 1
+    storage.write_bytes("rounds/00000/pairs.parquet", bytes(content))
+    with pytest.raises(ValueError, match=r"rounds/00000/pairs\.parquet is not the snapshot"):
+        read_snapshot(storage, manifest)
+
+
+def test_other_tools_read_the_columns_of_the_contract(
+    buffer: PreferenceBuffer, storage: Storage, tmp_path: Path
+) -> None:
+    pair = make_pair(1)
+    buffer.put([pair])
+    buffer.declare_snapshot(all_of_round(0), live_version=0)
+    file = str(tmp_path / "rounds/00000/pairs.parquet")
+    assert pq.read_schema(file).names == COLUMNS
+    frame = pandas.read_parquet(file)
+    dataset = load_dataset("parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+    for row in (frame.to_dict("records")[0], dataset[0]):
+        assert row["pair_id"] == pair.pair_id
+        assert (row["prompt"], row["chosen"], row["rejected"]) == ("prompt 1", "yes", "no")
+        assert tuple(row["prompt_ids"]) == (1, 1)
+        assert (row["chosen_reward"], row["rejected_reward"], row["chosen_logp"]) == (1.5, -0.5, -3.25)
+        assert row["rejected_logp"] is None or row["rejected_logp"] != row["rejected_logp"]
+
+
+def test_conversations_are_message_lists_and_plain_pairs_among_them_become_such(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    question: list[Message] = [{"role": "user", "content": "Q"}]
+    yes: list[Message] = [{"role": "assistant", "content": "yes"}]
+    no: list[Message] = [{"role": "assistant", "content": "no"}]
+    talk = dataclasses.replace(make_pair(1), prompt=question, chosen=yes, rejected=no)
+    buffer.put([talk, make_pair(2)])
+    manifest = buffer.declare_snapshot(all_of_round(0), live_version=0)
+    table = pq.read_table(io.BytesIO(storage.read_bytes("rounds/00000/pairs.parquet")))
+    prompts = [row["prompt"] for row in table.to_pylist()]
+    assert question in prompts
+    assert [{"role": "user", "content": "prompt 2"}] in prompts
+    assert all(row["chosen"] == yes and row["rejected"] == no for row in table.to_pylist())
+    assert {pair.pair_id for pair in read_snapshot(storage, manifest)} == {
+        talk.pair_id,
+        make_pair(2).pair_id,
+    }
