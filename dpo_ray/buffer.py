@@ -163,8 +163,9 @@ def _open(url: str) -> sa.Engine:
         engine = sa.create_engine(url)
     else:
         # One connection for the life of the owner; the timeout waits for a dying owner to let go.
+        wait = {} if "timeout" in sa.make_url(url).query else {"timeout": 20}
         engine = sa.create_engine(
-            url, poolclass=sa.StaticPool, connect_args={"timeout": 20, "check_same_thread": False}
+            url, poolclass=sa.StaticPool, connect_args={**wait, "check_same_thread": False}
         )
         event.listen(engine, "connect", _configure_sqlite)
     try:

@@ -24,7 +24,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class _Section(BaseModel):
     """A branch of the tree."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SamplingConfig(_Section):
@@ -174,6 +176,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
         nested_model_default_partial_update=True,
         env_prefix="DPO_RAY_",
         env_nested_delimiter="__",
@@ -314,7 +317,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from None
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path} holds a {type(settings).__name__}, not settings by name")
     return settings

@@ -102,8 +102,9 @@ def read_evaluation(storage: Storage, version: int) -> Evaluation | None:
     """None where the version was not evaluated yet."""
     if not storage.exists(_file(version)):
         return None
+    # Lines of bytes: those of text also end at separators that JSON allows inside of strings.
     return [
-        EvaluatedCompletion(**json.loads(line)) for line in storage.read_text(_file(version)).splitlines()
+        EvaluatedCompletion(**json.loads(line)) for line in storage.read_bytes(_file(version)).splitlines()
     ]
 
 

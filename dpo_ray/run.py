@@ -68,9 +68,9 @@ class Run:
         """The round's scored completions; None before they are kept."""
         if not self.storage.exists(_samples_file(round_)):
             return None
-        return [
-            _SCORED.validate_json(line) for line in self.storage.read_text(_samples_file(round_)).splitlines()
-        ]
+        # Lines of bytes: those of text also end at separators that JSON allows inside of strings.
+        lines = self.storage.read_bytes(_samples_file(round_)).splitlines()
+        return [_SCORED.validate_json(line) for line in lines]
 
     def keep_scored(self, round_: int, scored: list[ScoredCompletion]) -> list[ScoredCompletion]:
         """Keep them: after a crash the round goes on with the same ones."""

@@ -1,4 +1,4 @@
-"""Tiny models that several test files share."""
+"""What several test files start from: a tiny model, an empty folder, a buffer."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from dpo_ray.buffer import PreferenceBuffer
 from dpo_ray.models import save_policy
 from dpo_ray.starter import make_review_tokenizer, tiny_config
+from dpo_ray.storage import Storage
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         save_policy(Qwen3ForCausalLM(config), tokenizer, folder)
     return folder
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def buffer_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/buffer.sqlite"
+
+
+@pytest.fixture
+def buffer(buffer_url: str, storage: Storage) -> PreferenceBuffer:
+    return PreferenceBuffer(buffer_url, storage)

@@ -37,21 +37,6 @@ def all_of_round(round_: int) -> SnapshotQuery:
     return SnapshotQuery(max_round=round_, min_policy_version=0, limit=10_000, seed=0)
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/buffer.sqlite"
-
-
-@pytest.fixture
-def buffer(url: str, storage: Storage) -> PreferenceBuffer:
-    return PreferenceBuffer(url, storage)
-
-
 def kept(buffer: PreferenceBuffer, storage: Storage, round_: int = 99) -> list[Pair]:
     return read_snapshot(storage, buffer.declare_snapshot(all_of_round(round_), live_version=0))
 
@@ -75,6 +60,13 @@ def test_a_known_id_with_other_content_is_refused_with_the_whole_call(
     assert kept(buffer, storage) == [make_pair(1)]
 
 
+@pytest.mark.xfail(reason="the last of them is taken, without a word")
+def test_two_contents_of_one_id_in_a_call_are_refused(buffer: PreferenceBuffer) -> None:
+    with pytest.raises(ValueError, match="other content"):
+        buffer.put([make_pair(1), dataclasses.replace(make_pair(1), chosen_reward=9.0)])
+    assert buffer.count() == 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"])
 def test_what_is_no_number_is_refused_with_the_whole_call(
@@ -86,11 +78,11 @@ def test_what_is_no_number_is_refused_with_the_whole_call(
     assert buffer.count() == 0
 
 
-def test_pairs_outlive_their_owner(buffer: PreferenceBuffer, url: str, storage: Storage) -> None:
+def test_pairs_outlive_their_owner(buffer: PreferenceBuffer, buffer_url: str, storage: Storage) -> None:
     pairs = [make_pair(number) for number in range(1200)]
     buffer.put(pairs)
     buffer.close()
-    again = PreferenceBuffer(url, storage)
+    again = PreferenceBuffer(buffer_url, storage)
     assert again.put(pairs[:700]) == PutReceipt(added=0, known=700)
     assert sorted(pair.pair_id for pair in kept(again, storage)) == sorted(pair.pair_id for pair in pairs)
 
@@ -110,10 +102,10 @@ while True:
 """
 
 
-def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(url: str, storage: Storage) -> None:
+def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str, storage: Storage) -> None:
     acknowledged: list[int] = []
     for life in range(8):
-        command = [sys.executable, "-c", WRITER, url, str(life)]
+        command = [sys.executable, "-c", WRITER, buffer_url, str(life)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as writer:
             assert writer.stdout is not None
             first = writer.stdout.readline()
@@ -122,7 +114,7 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(url: str, storag
             lines = [first, *writer.stdout.read().split("\n")]
         # The kill may cut the last acknowledgement short: it then says less, not more.
         acknowledged += [int(number) for line in lines if line.count(" ") for number in line.split()[:1]]
-    buffer = PreferenceBuffer(url, storage)
+    buffer = PreferenceBuffer(buffer_url, storage)
     ids = [pair.pair_id for pair in kept(buffer, storage)]
     assert len(acknowledged) >= 8
     assert {make_pair(number).pair_id for number in acknowledged} <= set(ids)
@@ -130,10 +122,10 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(url: str, storag
     assert buffer.count() % 2 == 0  # Each call put two pairs or none.
 
 
-def test_a_second_owner_is_refused(buffer: PreferenceBuffer, url: str, storage: Storage) -> None:
+def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, storage: Storage) -> None:
     buffer.put([make_pair(1)])
     with pytest.raises(ValueError, match="cannot be opened: database is locked. If another job uses it, stop"):
-        PreferenceBuffer(url, storage)
+        PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage)
     buffer.put([make_pair(2)])
     buffer.close()
-    assert PreferenceBuffer(url, storage).count() == 2
+    assert PreferenceBuffer(buffer_url, storage).count() == 2

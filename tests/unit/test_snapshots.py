@@ -18,7 +18,7 @@ from dpo_ray.buffer import (
 )
 from dpo_ray.storage import Storage, sha256_file
 from dpo_ray.types import Message, Pair
-from test_buffer import all_of_round, buffer, make_pair, storage, url  # noqa: F401
+from test_buffer import all_of_round, make_pair
 
 COLUMNS = (
     "pair_id prompt chosen rejected prompt_ids chosen_ids rejected_ids chosen_reward rejected_reward "
