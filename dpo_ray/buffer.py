@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +81,7 @@ class PreferenceBuffer:
 
     def __init__(self, url: str, storage: Storage) -> None:
         self._storage = storage
-        self._engine = _open(url)
+        self._url = url
 
     def put(self, pairs: Sequence[Pair]) -> PutReceipt:
         """Add pairs in one transaction: all are durable on return, or none.
@@ -127,6 +128,11 @@ class PreferenceBuffer:
     def close(self) -> None:
         self._engine.dispose()
 
+    @cached_property
+    def _engine(self) -> sa.Engine:
+        """Opened by the first call: an actor cannot say clearly why its constructor failed."""
+        return _open(self._url)
+
     def _select(self, query: SnapshotQuery) -> list[dict]:
         chosen = sa.select(_PAIRS.c.pair_id).where(
             _PAIRS.c.round <= query.max_round, _PAIRS.c.policy_version >= query.min_policy_version
@@ -140,6 +146,16 @@ class PreferenceBuffer:
                 found = connection.execute(sa.select(_PAIRS).where(_PAIRS.c.pair_id.in_(some)))
                 rows.extend(dict(row) for row in found.mappings())
         return sorted(rows, key=lambda row: row["pair_id"])
+
+
+def default_url(storage: Storage) -> str:
+    """buffer.sqlite in the run's folder; ValueError where that is no local folder."""
+    if storage.local_root is None:
+        raise ValueError(
+            f"the run's folder {storage.root} is a URL, and SQLite needs a path: "
+            "set --buffer.url to a database that the job reaches (postgresql://…)"
+        )
+    return f"sqlite:///{storage.local_root}/buffer.sqlite"
 
 
 def read_snapshot_manifest(storage: Storage, round_: int) -> SnapshotManifest | None:

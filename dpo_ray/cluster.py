@@ -8,9 +8,10 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
 from dpo_ray.config import IterativeDPOConfig
 from dpo_ray.desk import ScoreWithStart, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
@@ -53,7 +54,7 @@ class Cluster:
 
     def put(self, pairs: Sequence[Pair]) -> PutReceipt:
         with self._terminal.phase("buffer"):
-            return ray.get(self._buffer.put.remote(list(pairs)))
+            return _result(self._buffer.put.remote(list(pairs)))
 
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
         """What round `round_` trains on: drawn from all rounds' pairs that are young enough."""
@@ -63,7 +64,7 @@ class Cluster:
             max_round=round_, min_policy_version=oldest, limit=config.pairs_per_round, seed=self._config.seed
         )
         with self._terminal.phase("buffer"):
-            return ray.get(self._buffer.declare_snapshot.remote(query, live_version=live))
+            return _result(self._buffer.declare_snapshot.remote(query, live_version=live))
 
     def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
         """The candidate that the round makes; a finished one is returned as it is."""
@@ -103,7 +104,7 @@ class Cluster:
         share = -(-len(completions) // len(self._judges))
         parts = [completions[start : start + share] for start in range(0, len(completions), share)]
         pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
-        return [scored for part in ray.get(pending) for scored in part]
+        return [scored for part in pending for scored in _result(part)]
 
     def _live(self) -> int:
         live = self._registry.live()
@@ -159,12 +160,22 @@ def _reserved(config: IterativeDPOConfig) -> dict[str, float]:
 
 
 def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
-    url = config.buffer.url or f"sqlite:///{storage.local_root}/buffer.sqlite"
+    url = config.buffer.url or default_url(storage)
     buffer: Any = ray.remote(num_cpus=0, **_RETRIED)(PreferenceBuffer).remote(url, storage)
-    ray.get(buffer.count.remote())  # Opened, and ours.
+    _result(buffer.count.remote())  # Opened, and ours.
     return buffer
 
 
 def _start_judges(config: IterativeDPOConfig) -> list[Any]:
     actor = ray.remote(num_cpus=config.judge.cpus_per_actor, **_RETRIED)(JudgeActor)
     return [actor.remote(config.judge.function) for _ in range(config.judge.actors)]
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    """What an actor's call returned; a ValueError there is the same ValueError here."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise

@@ -24,9 +24,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class _Section(BaseModel):
     """A branch of the tree."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SamplingConfig(_Section):
@@ -220,8 +218,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 class JobConfig(Settings):
     """Settings that all training jobs share."""
 
-    model: str = "film_reviews"
-    """Starting policy: a Hugging Face folder or hub name; film_reviews makes a tiny one."""
+    model: str
+    """Starting policy: a Hugging Face folder or hub name."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     training: TrainingConfig = TrainingConfig()
@@ -238,6 +236,8 @@ class IterativeDPOConfig(JobConfig):
 
     default_file: ClassVar[Path | None] = CONFIGS / "tiny.yaml"
 
+    model: str = "film_reviews"
+    """Starting policy: a Hugging Face folder or hub name; film_reviews makes a tiny one."""
     rounds: int = Field(default=6, ge=1)
     """Rounds to do; a finished run goes on where this is raised."""
     prompts: str = "film_reviews"
@@ -281,6 +281,23 @@ class IterativeDPOConfig(JobConfig):
         return self
 
 
+class OfflineDPOConfig(JobConfig):
+    """Offline DPO: train on preference pairs from a file or data set, for some epochs."""
+
+    pairs: str
+    """A JSONL, Parquet or CSV file, or a `datasets` name, with prompt, chosen and rejected."""
+    pairs_split: str = "train"
+    """Split, where `pairs` is a `datasets` name."""
+    max_length: int = Field(default=1024, ge=2)
+    """Pairs with a longer prompt plus completion, in tokens, are dropped and counted."""
+    max_pairs: int | None = Field(default=None, ge=2)
+    """Train on at most this many pairs, drawn at random; unset: all."""
+    held_out_pairs: int = Field(default=256, ge=1)
+    """Pairs kept apart for evaluation after each epoch."""
+    rounds: int = Field(default=1, ge=1)
+    """Epochs: each goes once through all pairs and ends with a policy version."""
+
+
 class ServeConfig(Settings):
     """Serve the live policy of a run over HTTP, with the sampling settings that the run has."""
 
@@ -305,10 +322,10 @@ def parse_config(config_type: type[AnySettings], arguments: Sequence[str]) -> An
         exit_with(str(error))
 
 
-def exit_with(message: str) -> NoReturn:
-    """End the process as a command line does whose arguments are wrong."""
+def exit_with(message: str, *, code: int = 2) -> NoReturn:
+    """End the process with one sentence; 2 is the code for wrong settings."""
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_ray.types import TokenSequence
+from dpo_ray.types import Pair, TokenSequence
 
 _POLL_S = 10.0
 """Idle workers hear from rank 0 at least this often, so that no collective times out."""
@@ -29,11 +29,19 @@ class ScoreWithStart:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluatePairs:
+    """Metrics of held-out pairs under a published version."""
+
+    version: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over; workers return."""
 
 
-Assignment = TrainRound | ScoreWithStart | Finished
+Assignment = TrainRound | ScoreWithStart | EvaluatePairs | Finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
@@ -105,6 +105,16 @@ class Learner:
         return {**metrics, "learning_rate": self._learning_rate(self.step), "step": self.step}
 
     @torch.no_grad()
+    def evaluate(self, pairs: Sequence[Pair]) -> StepMetrics:
+        """The metrics of held-out pairs; nothing is updated."""
+        self._score_with_reference(pairs)
+        totals = torch.zeros(len(_STEP_METRICS), dtype=torch.float64, device=self.peers.device)
+        for some in _split(self.peers.share(pairs), self.config.micro_batch_size):
+            totals += _metric_sums(*self._losses(self._scorer, some), self.config.loss.beta)
+        means = self.peers.sum(totals) / len(pairs)
+        return dict(zip(_STEP_METRICS, means.tolist(), strict=True))
+
+    @torch.no_grad()
     def reference_logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """Summed completion log-probs under the reference; the reference leaves memory afterwards."""
         sums = torch.zeros(len(sequences), dtype=torch.float64, device=self.peers.device)
@@ -144,18 +154,20 @@ class Learner:
 
     def _backward(self, pairs: Sequence[Pair], batch_size: int, *, weight: float) -> Tensor:
         """Add these pairs' gradient; their summed metrics, in the order of `_STEP_METRICS`."""
-        rows = pad_rows(pair_sequences(pairs)).to(self.peers.device)
-        with self._precision():
-            chosen, rejected = self._parallel(rows).chunk(2)
-        references = torch.tensor(
-            [self._reference_logps[pair.pair_id] for pair in pairs], device=chosen.device
-        )
-        lengths = torch.tensor([len(pair.chosen_ids) for pair in pairs], device=chosen.device)
-        logps = PairLogps(chosen, rejected, references[:, 0], references[:, 1], lengths)
-        losses = preference_loss(logps, self.config.loss)
+        losses, logps = self._losses(self._parallel, pairs)
         # The exchange takes the mean over processes; the gradient wanted is the mean over the global batch.
         (losses.sum() * (weight * self.peers.world_size / batch_size)).backward()
         return weight * _metric_sums(losses, logps, self.config.loss.beta)
+
+    def _losses(self, scorer: nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor, PairLogps]:
+        rows = pad_rows(pair_sequences(pairs)).to(self.peers.device)
+        with self._precision():
+            chosen, rejected = scorer(rows).chunk(2)
+        scored = [self._reference_logps[pair.pair_id] for pair in pairs]
+        references = torch.tensor(scored, device=chosen.device)
+        lengths = torch.tensor([len(pair.chosen_ids) for pair in pairs], device=chosen.device)
+        logps = PairLogps(chosen, rejected, references[:, 0], references[:, 1], lengths)
+        return preference_loss(logps, self.config.loss), logps
 
     def _update(self, loss: float, batch: Sequence[Pair]) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()

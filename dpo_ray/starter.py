@@ -114,6 +114,8 @@ def _fine_tune(
     on_progress: OnProgress,
 ) -> None:
     """Train `model` in place on reviews that it sees once each."""
+    # Two threads on two busy cores wait for each other far longer than they compute.
+    torch.set_num_threads(1)
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -175,7 +177,7 @@ def tiny_config(
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
+        intermediate_size=4 * hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads // 2,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 import torch
@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
 from dpo_ray.config import TrainingConfig
-from dpo_ray.desk import Assignment, Finished, Outcome, ScoreWithStart, TrainerDesk, TrainRound
+from dpo_ray.desk import Assignment, EvaluatePairs, Finished, Outcome, ScoreWithStart, TrainerDesk, TrainRound
 from dpo_ray.learner import Learner, Peers, TrainingError
 from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
@@ -122,10 +122,16 @@ class TrainWorker:
             dist.broadcast_object_list(box, src=0, group=self._objects)
         return box[0]
 
-    def do(self, assignment: TrainRound | ScoreWithStart) -> Any:
-        if isinstance(assignment, ScoreWithStart):
-            return self._learner_at(self._version or 0).reference_logps(assignment.sequences)
-        return self._train(assignment)
+    def do(self, assignment: TrainRound | ScoreWithStart | EvaluatePairs) -> Any:
+        match assignment:
+            case TrainRound():
+                return self._train(assignment)
+            case ScoreWithStart(sequences):
+                return self._learner_at(self._version or 0).reference_logps(sequences)
+            case EvaluatePairs(version, pairs):
+                return self._learner_at(version).evaluate(pairs)
+            case _:
+                assert_never(assignment)
 
     def finish(self, outcome: Outcome) -> None:
         """Rank 0 reports; the others may not take the next assignment before."""

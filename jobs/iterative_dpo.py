@@ -44,9 +44,12 @@ def main(config: IterativeDPOConfig) -> None:
     from ray import serve
 
     from dpo_ray.cluster import Cluster, connect, wait_for_resources
+    from dpo_ray.judges.function import JudgeError
+    from dpo_ray.learner import TrainingError
+    from dpo_ray.report import write_report
     from dpo_ray.run import open_run
     from dpo_ray.terminal import Terminal
-    from serve.deployment import deploy, wait_until_serving
+    from serve.deployment import deploy, http_address, wait_until_serving
 
     terminal = Terminal()
     try:
@@ -59,13 +62,14 @@ def main(config: IterativeDPOConfig) -> None:
             wait_until_serving(application)
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error))
-    terminal.say(
-        f"run {run.storage.root} · live policy on http://{config.serving.host}:{config.serving.port}/v1"
-    )
-    improve(run, cluster, terminal)
+    terminal.say(f"run {run.storage.root} · live policy on {http_address()}/v1")
+    try:
+        improve(run, cluster, terminal)
+    except (JudgeError, TrainingError) as error:
+        exit_with(str(error), code=1)
     cluster.close()
-    terminal.round_table([row for row in run.rows() if row["kind"] == "round"])
-    terminal.say(f"report: {run.storage.root}/report.html")
+    terminal.round_table([row for row in run.folder.rows() if row["kind"] == "round"])
+    terminal.say(f"report: {write_report(run.storage.root)}")
 
 
 if __name__ == "__main__":

@@ -13,22 +13,22 @@ def main(config: ServeConfig) -> None:
     from dpo_ray.cluster import connect
     from dpo_ray.registry import PolicyRegistry
     from dpo_ray.storage import Storage
-    from serve.deployment import deploy, wait_until_serving
+    from serve.deployment import deploy, http_address, wait_until_serving
 
     storage = Storage(config.run_dir)
     live = PolicyRegistry(storage).live()
     if live is None or not storage.exists("config.yaml"):
-        exit_with(
-            f"--run_dir {config.run_dir} holds no run with a live policy: run jobs/iterative_dpo.py there first"
-        )
+        exit_with(f"--run_dir {config.run_dir} has no live policy: run jobs/iterative_dpo.py there first")
     sampling = SamplingConfig(**yaml.safe_load(storage.read_text("config.yaml"))["sampling"])
     try:
         connect()
         wait_until_serving(deploy(config.run_dir, sampling, config.serving))
     except ValueError as error:
         exit_with(str(error))
-    address = f"http://{config.serving.host}:{config.serving.port}"
-    print(f"policy version {live} of {storage.root} answers on {address}/v1 (Ctrl-C stops it)", flush=True)
+    print(
+        f"policy version {live} of {storage.root} answers on {http_address()}/v1 (Ctrl-C stops it)",
+        flush=True,
+    )
     signal.sigwait([signal.SIGINT, signal.SIGTERM])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from dpo_ray.config import SamplingConfig, ServingConfig
@@ -121,6 +122,12 @@ def wait_until_serving(name: str, *, timeout_s: float = 1800) -> None:
             raise RuntimeError("the sampler could not start: " + "\n".join([application.message, *reasons]))
         time.sleep(0.1)
     raise RuntimeError(f"the sampler was not up after {timeout_s:.0f} s")
+
+
+def http_address() -> str:
+    """Where Serve listens: where it ran already, that is not where this job asked for."""
+    options = _get_global_client().get_serve_details()["http_options"]
+    return f"http://{options['host']}:{options['port']}"
 
 
 def _application(run_dir: str, sampling: SamplingConfig) -> serve.Application:

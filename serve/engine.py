@@ -16,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from dpo_ray.config import SamplingConfig
 from dpo_ray.registry import Canary, PolicyManifest, PolicyRegistry
+from serve.weights import REPLICA_PID
 
 SERVED_NAME = "policy"
 _PUSH_TIMEOUT_S = 600
@@ -74,6 +75,7 @@ class PolicyEngine:
         if live is None:
             raise ValueError("no policy version is live yet: promote one before the sampler starts")
         manifest = registry.manifest(live)
+        os.environ[REPLICA_PID] = str(os.getpid())
         llm = VersionedLLM.from_engine_args(engine_args(registry.fetch(live), config))
         assert isinstance(llm, VersionedLLM)
         engine = cls(registry, llm, manifest)
@@ -109,7 +111,7 @@ class PolicyEngine:
         dtype = str(self.llm.model_config.dtype).removeprefix("torch.")
         if not worst <= _TOLERANCE[dtype]:
             raise StaleWeightsError(
-                f"policy version {manifest.version} is loaded, but the engine's log-probs are {worst:.4f} nats "
+                f"policy version {manifest.version} is loaded, but the log-probs are {worst:.4f} nats "
                 f"from the learner's ({dtype} allows {_TOLERANCE[dtype]}): this replica takes no traffic"
             )
 

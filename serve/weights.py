@@ -1,6 +1,13 @@
 """Runs inside vLLM's worker processes: takes a published version's weights into the live model."""
 
+import os
+import signal
+import threading
+import time
 from typing import Any
+
+REPLICA_PID = "DPO_RAY_REPLICA_PID"
+"""Environment variable by which the engine's processes know the replica that they belong to."""
 
 
 class PolicyWeights:
@@ -16,3 +23,16 @@ class PolicyWeights:
         if lm_head is not None and model.config.tie_word_embeddings:
             # CPU engines keep a packed copy of a tied head, which a reload leaves at the old weights.
             lm_head.quant_method.process_weights_after_loading(lm_head)
+
+
+def _end_with(replica: int) -> None:
+    """An engine outlives a killed replica, and would keep its memory from the replacement."""
+    while os.path.exists(f"/proc/{replica}"):
+        time.sleep(1.0)
+    if os.getppid() not in (1, replica):
+        os.kill(os.getppid(), signal.SIGKILL)  # The engine, where this worker is a process of its own.
+    os._exit(1)
+
+
+if REPLICA_PID in os.environ:
+    threading.Thread(target=_end_with, args=[int(os.environ[REPLICA_PID])], daemon=True).start()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 import pyarrow.parquet as pq
+import pytest
 import sqlalchemy as sa
 
 from dpo_ray.starter import Recipe, make_starter
@@ -52,10 +52,17 @@ class Head:
     address: str
     dashboard: str
     pid: int
+    http_port: int
+    """Where its Ray Serve listens, which outlives the jobs."""
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+        return {
+            **os.environ,
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def processes(self, title: str) -> list[psutil.Process]:
         """The cluster's processes whose title starts so."""
@@ -85,7 +92,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with log.open("w") as file:
         ray_start = subprocess.Popen([*command, *options], stdout=file, stderr=file, env=environment)
     wait_for(lambda: "started" in log.read_text(), what="ray start --head")
-    yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", ray_start.pid)
+    yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", ray_start.pid, free_port())
     children = psutil.Process(ray_start.pid).children(recursive=True)
     ray_start.terminate()
     ray_start.wait(timeout=60)

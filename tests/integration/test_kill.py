@@ -10,7 +10,6 @@ from tests.integration.conftest import (
     SMALL,
     Head,
     check_run_folder,
-    free_port,
     metric_rows,
     run_job,
     start_job,
@@ -20,9 +19,9 @@ from tests.integration.conftest import (
 JOB = "jobs/iterative_dpo.py"
 
 
-def arguments(run_dir: Path, model: Path, rounds: int) -> Sequence[str]:
-    port = f"--serving.port={free_port()}"
-    return (f"--run_dir={run_dir}", f"--model={model}", f"--rounds={rounds}", port, *SMALL)
+def arguments(run_dir: Path, model: Path, rounds: int, port: int) -> Sequence[str]:
+    run = (f"--run_dir={run_dir}", f"--model={model}", f"--rounds={rounds}")
+    return (*run, f"--serving.port={port}", *SMALL)
 
 
 def in_round(run_dir: Path, round_: int, file: str = "") -> bool:
@@ -33,7 +32,7 @@ def in_round(run_dir: Path, round_: int, file: str = "") -> bool:
 
 def test_job_outlives_the_death_of_each_of_its_parts(head: Head, starter: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    job = start_job(JOB, arguments(run_dir, starter, rounds=5), tmp_path / "log", head.environment)
+    job = start_job(JOB, arguments(run_dir, starter, 5, head.http_port), tmp_path / "log", head.environment)
     deaths = [
         (0, "manifest.json", "ray::RayTrainWorker"),  # A rank, while it trains.
         (1, "", "ray::PreferenceBuffer"),  # The buffer, before it is needed again.
@@ -54,14 +53,19 @@ def test_job_outlives_the_death_of_each_of_its_parts(head: Head, starter: Path, 
 
 @pytest.mark.parametrize(
     "marker",
-    ["metrics.jsonl", "rounds/00000/samples.jsonl", "rounds/00000/manifest.json", "policies/v00001/manifest.json"],
+    [
+        "metrics.jsonl",
+        "rounds/00000/samples.jsonl",
+        "rounds/00000/manifest.json",
+        "policies/v00001/manifest.json",
+    ],
     ids=["sampling", "judged", "training", "pushing"],
 )
 def test_killed_driver_goes_on_when_it_is_run_again(
     head: Head, starter: Path, tmp_path: Path, marker: str
 ) -> None:
     run_dir = tmp_path / "run"
-    command = arguments(run_dir, starter, rounds=2)
+    command = arguments(run_dir, starter, 2, head.http_port)
     job = start_job(JOB, command, tmp_path / "log", head.environment)
     wait_for(lambda: (run_dir / marker).exists() or job.poll() is not None, what=marker)
     assert job.poll() is None, (tmp_path / "log").read_text()[-6000:]

@@ -50,17 +50,33 @@ def with_points(method: _Method) -> _Method:
     return cast(_Method, between_points)
 
 
+class StorageWithPoints(Storage):
+    """Passes a point whenever a file or folder has appeared."""
+
+    def __init__(self, root: str, at_point: AtPoint) -> None:
+        super().__init__(root)
+        self.at_point = at_point
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        super().write_bytes(path, content)
+        self.at_point(f"written {path}")
+
+    def publish_folder(self, source: Path, path: str, *, marker: str) -> None:
+        super().publish_folder(source, path, marker=marker)
+        self.at_point(f"published {path}")
+
+
 class FakeCluster:
     """The calls of `Cluster`, each as repeatable as the real one."""
 
     def __init__(
-        self, config: IterativeDPOConfig, at_point: AtPoint = CrashAt(), *, bad_candidates: Sequence[int] = ()
+        self, config: IterativeDPOConfig, at_point: AtPoint, *, bad_candidates: Sequence[int] = ()
     ) -> None:
         self.at_point = at_point
         self.pushed: list[int] = []
         self._config = config
         self._bad_candidates = bad_candidates
-        self._storage = Storage(config.run_dir)
+        self._storage = StorageWithPoints(config.run_dir, at_point)
         self._registry = PolicyRegistry(self._storage)
         self._buffer = PreferenceBuffer(f"sqlite:///{self._storage.local_root}/buffer.sqlite", self._storage)
 
@@ -92,7 +108,6 @@ class FakeCluster:
     @with_points
     def promote(self, version: int) -> None:
         self._registry.promote(version)
-        self.at_point("inside promote")
         self.pushed.append(version)
 
     @with_points
@@ -114,7 +129,6 @@ class FakeCluster:
         steps = [parent.step + 1 + place for place in range(STEPS_PER_ROUND)]
         history = [{"loss": _unit(f"{candidate} {step}"), "step": step} for step in steps]
         write_steps(self._storage, snapshot.round, history)
-        self.at_point("inside train")
         manifest = PolicyManifest(
             version=candidate,
             parent=parent.version,
@@ -126,7 +140,11 @@ class FakeCluster:
 
     def _sample(self, prompts: Sequence[Prompt], num: int, seed: str) -> list[Completion]:
         live = self._live()
-        seeds = [(prompt, f"{seed} {live} {prompt.token_ids} {place}") for prompt in prompts for place in range(num)]
+        seeds = [
+            (prompt, f"{seed} {live} {prompt.token_ids} {place}")
+            for prompt in prompts
+            for place in range(num)
+        ]
         return [_completion(prompt, live, text) for prompt, text in seeds]
 
     def _live(self) -> int:
@@ -136,9 +154,12 @@ class FakeCluster:
 
 
 class RunWithPoints(Run):
-    """A run that passes a point before and after everything it keeps."""
+    """A run that passes a point before and after everything it keeps, and at each file."""
 
-    at_point: AtPoint = CrashAt()
+    def __init__(self, config: IterativeDPOConfig, prompts: Sequence[Prompt], at_point: AtPoint) -> None:
+        super().__init__(config, prompts)
+        self.at_point = at_point
+        self.storage = self.folder.storage = StorageWithPoints(config.run_dir, at_point)
 
     start = with_points(Run.start)
     keep_scored = with_points(Run.keep_scored)

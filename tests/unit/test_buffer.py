@@ -106,7 +106,9 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str,
     acknowledged: list[int] = []
     for life in range(8):
         command = [sys.executable, "-c", WRITER, buffer_url, str(life)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as writer:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+        ) as writer:
             assert writer.stdout is not None
             first = writer.stdout.readline()
             time.sleep(random.Random(life).uniform(0, 0.02))
@@ -124,7 +126,9 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str,
 
 def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, storage: Storage) -> None:
     buffer.put([make_pair(1)])
-    with pytest.raises(ValueError, match="cannot be opened: database is locked. If another job uses it, stop"):
+    with pytest.raises(
+        ValueError, match=r"cannot be opened: database is locked\. If another job uses it, stop"
+    ):
         PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage)
     buffer.put([make_pair(2)])
     buffer.close()

@@ -18,7 +18,9 @@ from dpo_ray.storage import Storage
 from dpo_ray.types import Completion, Judgement, Prompt, ScoredCompletion
 
 
-def answer(index: int, reward: float | None, *, text: str = "good", logp: float = -2.0) -> EvaluatedCompletion:
+def answer(
+    index: int, reward: float | None, *, text: str = "good", logp: float = -2.0
+) -> EvaluatedCompletion:
     return EvaluatedCompletion(
         index=index,
         prompt="the film",

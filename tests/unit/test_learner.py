@@ -5,14 +5,15 @@ import multiprocessing
 import random
 import socket
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch.multiprocessing.spawn import start_processes
 
 from dpo_ray.config import LossConfig, TrainingConfig
 from dpo_ray.learner import Learner, Peers, TrainingError
@@ -128,7 +129,10 @@ def test_steps_are_those_of_a_plain_loop(tiny_model: Path, max_grad_norm: float)
 def test_micro_batches_do_not_change_the_step(tiny_model: Path, micro_batch_size: int) -> None:
     pairs = make_pairs(7)
     config = CONFIG.model_copy(update={"micro_batch_size": micro_batch_size})
-    (whole, whole_norm), (divided, norm) = step_alone(tiny_model, pairs), step_alone(tiny_model, pairs, config)
+    (whole, whole_norm), (divided, norm) = (
+        step_alone(tiny_model, pairs),
+        step_alone(tiny_model, pairs, config),
+    )
     assert norm == pytest.approx(whole_norm, rel=1e-5)
     assert_same_update(divided, whole, weights(make_learner(tiny_model)))
 
@@ -146,7 +150,7 @@ def test_an_epoch_sees_every_pair_once_in_an_order_of_its_own(tiny_model: Path) 
     totals: list[int] = []
     history = learner.train_round(pairs, seed="0 0", on_step=lambda metrics, total: totals.append(total))
     assert [len(batch) for batch in learner.batches] == [4, 4, 2, 4, 4, 2]
-    epochs = [sum(learner.batches[:3], []), sum(learner.batches[3:], [])]
+    epochs = [list(chain(*learner.batches[:3])), list(chain(*learner.batches[3:]))]
     assert [sorted(epoch) for epoch in epochs] == [sorted(pair.pair_id for pair in pairs)] * 2
     assert epochs[0] != epochs[1]
     assert totals == [6] * 6
@@ -206,7 +210,7 @@ def test_two_processes_take_the_step_of_one(tiny_model: Path, tmp_path: Path) ->
     # Both processes share the seconds that the imports take.
     multiprocessing.set_forkserver_preload(["dpo_ray.learner"])
     args = (free_port(), tiny_model, sizes, tmp_path)
-    mp.start_processes(_train_in_group, args=args, nprocs=2, start_method="forkserver")
+    start_processes(_train_in_group, args=args, nprocs=2, start_method="forkserver")
     for size in sizes:
         alone = make_learner(tiny_model)
         expected = alone.train_step(make_pairs(size))

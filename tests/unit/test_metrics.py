@@ -3,12 +3,12 @@
 import math
 
 import pytest
+from test_buffer import all_of_round
 
 from dpo_ray.buffer import SnapshotManifest
 from dpo_ray.metrics import pair_metrics, read_steps, sample_metrics, write_steps
 from dpo_ray.storage import Storage
 from dpo_ray.types import Completion, Judgement, Prompt, ScoredCompletion
-from test_buffer import all_of_round
 
 
 def scored(reward: float | None, num_tokens: int, version: int = 3, **metrics: float) -> ScoredCompletion:

@@ -9,6 +9,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from test_buffer import all_of_round, make_pair
 
 from dpo_ray.buffer import (
     PreferenceBuffer,
@@ -18,12 +19,12 @@ from dpo_ray.buffer import (
 )
 from dpo_ray.storage import Storage, sha256_file
 from dpo_ray.types import Message, Pair
-from test_buffer import all_of_round, make_pair
 
-COLUMNS = (
-    "pair_id prompt chosen rejected prompt_ids chosen_ids rejected_ids chosen_reward rejected_reward "
-    "chosen_logp rejected_logp policy_version round source judge created_at"
-).split()
+COLUMNS = [
+    *("pair_id", "prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids"),
+    *("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"),
+    *("policy_version", "round", "source", "judge", "created_at"),
+]
 
 
 def versions_of(pairs: list[Pair]) -> set[int]:

@@ -1,0 +1,81 @@
+"""A run's folder: its settings, and the metrics of its finished rounds."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from dpo_ray.config import JobConfig
+from dpo_ray.metrics import read_steps
+from dpo_ray.registry import PolicyRegistry
+from dpo_ray.storage import Storage
+
+_CHANGEABLE = ("rounds", "serving", "tensorboard", "cluster", "run_dir")
+"""Settings that may change when a run goes on."""
+
+
+class RunFolder:
+    """Opening it writes the resolved settings; ValueError where it holds a run with other ones."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self.storage = Storage(config.run_dir)
+        self.registry = PolicyRegistry(self.storage)
+        self._config = config
+        self._keep_config()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of metrics.jsonl."""
+        if not self.storage.exists("metrics.jsonl"):
+            return []
+        return [json.loads(line) for line in self.storage.read_text("metrics.jsonl").splitlines()]
+
+    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl: object stores cannot append."""
+        lines = [json.dumps({name: _jsonable(value) for name, value in row.items()}) for row in rows]
+        self.storage.write_text("metrics.jsonl", "\n".join(lines) + "\n")
+
+    def finished_rounds(self) -> int:
+        return sum(row["kind"] == "round" for row in self.rows())
+
+    def finish_round(self, round_: int, version: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write the rows of the round's steps and of the round itself, which is done by that."""
+        steps = read_steps(self.storage, round_)
+        last = int(steps[-1]["step"]) if steps else 0
+        row = {"kind": "round", "round": round_, "step": last, "policy_version": version, **metrics}
+        parent = self.registry.manifest(round_ + 1).parent
+        step_rows = [{"kind": "step", "round": round_, "policy_version": parent, **step} for step in steps]
+        self.write_rows([*self.rows(), *step_rows, row])
+        self._log_tensorboard([*step_rows, row])
+        return row
+
+    def _log_tensorboard(self, rows: Sequence[dict[str, Any]]) -> None:
+        if not self._config.tensorboard or self.storage.local_root is None:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.storage.local_root / "tensorboard")) as writer:
+            for row in rows:
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def _keep_config(self) -> None:
+        ours = self._config.model_dump(mode="json")
+        if self.storage.exists("config.yaml"):
+            theirs = yaml.safe_load(self.storage.read_text("config.yaml"))
+            changed = [name for name in ours if name not in _CHANGEABLE and ours[name] != theirs.get(name)]
+            if changed:
+                differences = "; ".join(
+                    f"{name}: {theirs.get(name)} there, {ours[name]} now" for name in changed
+                )
+                raise ValueError(
+                    f"{self.storage.root} holds a run with other settings ({differences}): "
+                    "give this run another --run_dir, or the settings of that one"
+                )
+        self.storage.write_text("config.yaml", yaml.safe_dump(ours, sort_keys=False))
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN: what could not be measured is null."""
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,18 @@
+"""Judges that tests give to jobs by import path."""
+
+from collections.abc import Sequence
+
+from dpo_ray.types import Completion
+
+
+def share_of_vowels(completions: Sequence[Completion]) -> list[float]:
+    """A reward that any text has, and that a policy learns fast."""
+    return [sum(letter in "aeiou" for letter in c.text) / max(1, len(c.text)) for c in completions]
+
+
+def not_a_number(completions: Sequence[Completion]) -> list[float]:
+    return [float("nan")] * len(completions)
+
+
+def broken(completions: Sequence[Completion]) -> list[float]:
+    raise KeyError("reward")
