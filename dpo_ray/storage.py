@@ -60,7 +60,11 @@ class Storage:
         if self.local_root is not None:
             aside = Path(f"{target}.tmp")
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(source, aside)
+            aside.mkdir(parents=True)
+            for file in source.iterdir():
+                shutil.copyfile(
+                    file, aside / file.name
+                )  # Not the mode: the folder is for all who may read here.
             _sync_files(aside)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(aside, target)

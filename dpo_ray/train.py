@@ -22,6 +22,9 @@ from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.storage import Storage
 
+_KEPT_STATES = 3
+"""Optimizer states of this many versions are kept, and that of the one that training goes on from."""
+
 
 class TrainerGroup:
     """Starts the workers, and gives them one assignment at a time."""
@@ -164,6 +167,8 @@ class TrainWorker:
         state = BytesIO()
         torch.save(learner.state_dict(), state)
         self._storage.write_bytes(_state_file(assignment.candidate), state.getvalue())
+        if (old := assignment.candidate - _KEPT_STATES) != assignment.parent:
+            self._storage.remove(_state_file(old))
         manifest = PolicyManifest(
             version=assignment.candidate,
             parent=assignment.parent,

@@ -23,7 +23,7 @@ _ALIVE = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
 _LOGGING = {"enable_access_log": False}
 _ENGINE_POLL_S = 0.5
 _ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-_CPU_ENV = {
+CPU_ENV = {
     # Two OpenMP threads per engine on contended cores cost more than they give.
     "OMP_NUM_THREADS": "1",
     # The first request with log-probs would compile for half a minute.
@@ -136,7 +136,7 @@ def _application(run_dir: str, sampling: SamplingConfig) -> serve.Application:
         ray_actor_options={
             "num_cpus": sampling.cpus_per_replica,
             "num_gpus": sampling.gpus_per_replica,
-            "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **_CPU_ENV}},
+            "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **CPU_ENV}},
         },
     )
     return deployment.bind(Storage(run_dir).root, sampling)

@@ -129,7 +129,7 @@ def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, st
     with pytest.raises(
         ValueError, match=r"cannot be opened: database is locked\. If another job uses it, stop"
     ):
-        PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage)
+        PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage).count()
     buffer.put([make_pair(2)])
     buffer.close()
     assert PreferenceBuffer(buffer_url, storage).count() == 2

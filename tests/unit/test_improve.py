@@ -115,6 +115,13 @@ def test_a_version_names_the_snapshot_that_it_was_trained_on(tmp_path: Path) -> 
         assert trained_on == {name: declared[name] for name in ("round", "rows", "sha256")}
 
 
+def test_a_round_trains_on_its_own_pairs_first(tmp_path: Path) -> None:
+    run_job(tmp_path, rounds=2)
+    first, second = (row for row in rows(tmp_path) if row["kind"] == "round")
+    assert (first["pairs/made"], first["pairs/kept"]) == (4, 4)
+    assert (second["pairs/made"], second["pairs/kept"]) == (4, 6)  # Of eight, as many as are allowed.
+
+
 def test_a_crash_anywhere_changes_nothing(tmp_path: Path, standing_clock: None) -> None:
     """The first candidate is refused, the second goes live."""
     points = CrashAt()
