@@ -27,7 +27,9 @@ class Rows:
 
 
 def pad_rows(sequences: Sequence[TokenSequence]) -> Rows:
-    """One row per sequence, in order."""
+    """One row per sequence, in order. ValueError: a prompt has no token to predict the first one from."""
+    if not all(len(sequence.prompt_ids) for sequence in sequences):
+        raise ValueError("a completion without any prompt token has no log-prob: give the prompt a BOS token")
     longest = max(len(s.prompt_ids) + len(s.completion_ids) for s in sequences)
     shape = (len(sequences), longest)
     input_ids = torch.zeros(shape, dtype=torch.long)

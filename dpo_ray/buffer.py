@@ -88,14 +88,13 @@ class PreferenceBuffer:
 
         Putting a pair again is a no-op. ValueError: a non-finite number, or a known id with other content.
         """
-        rows = {row["pair_id"]: row for row in map(_row, pairs)}
+        rows: dict[str, dict] = {}
+        for row in map(_row, pairs):
+            _refuse_other_content(row, rows.setdefault(row["pair_id"], row)["content_sha256"])
         with self._engine.begin() as connection:
             known = _known(connection, list(rows))
             for pair_id, content in known.items():
-                if rows[pair_id]["content_sha256"] != content:
-                    raise ValueError(
-                        f"pair {pair_id} is in the buffer with other content; it was not changed"
-                    )
+                _refuse_other_content(rows[pair_id], content)
             new = [row for pair_id, row in rows.items() if pair_id not in known]
             if new:
                 connection.execute(_PAIRS.insert(), new)
@@ -200,6 +199,11 @@ def _configure_sqlite(connection: object, _record: object) -> None:
     for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _refuse_other_content(row: dict, content: str) -> None:
+    if row["content_sha256"] != content:
+        raise ValueError(f"pair {row['pair_id']} is there with other content: nothing of this call was kept")
 
 
 def _known(connection: sa.Connection, ids: list[str]) -> dict[str, str]:

@@ -57,6 +57,7 @@ class TrainerDesk:
 
     def __init__(self) -> None:
         self._open: Assignment | None = None
+        self._number = 0
         self._done = asyncio.Event()
         self._changed = asyncio.Event()
         self._outcome = Outcome()
@@ -65,20 +66,25 @@ class TrainerDesk:
     async def submit(self, assignment: Assignment) -> Outcome:
         """Wait for the outcome."""
         self._open, self._progress = assignment, (0, 1)
+        self._number += 1
         self._done.clear()
         self._changed.set()
         await self._done.wait()
         return self._outcome
 
-    async def take(self) -> Assignment | None:
-        """The open assignment, or None when there was none for a while."""
+    async def take(self) -> tuple[int, Assignment] | None:
+        """The open assignment and its number, or None when there was none for a while."""
         try:
             await asyncio.wait_for(self._changed.wait(), _POLL_S)
         except TimeoutError:
             return None
-        return self._open
+        assert self._open is not None
+        return self._number, self._open
 
-    async def finish(self, outcome: Outcome) -> None:
+    async def finish(self, number: int, outcome: Outcome) -> None:
+        """Close an assignment; what a replaced worker says of an earlier one is not heard."""
+        if number != self._number:
+            return
         self._outcome = outcome
         self._changed.clear()
         self._done.set()

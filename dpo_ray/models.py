@@ -42,6 +42,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"--model {name} has no tokenizer that can be loaded: save one there with save_pretrained. "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where none is.
+        raise ValueError(f"--model {name} has no tokenizer: save one there with save_pretrained")
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"--model {name}: its tokenizer has no end-of-sequence token: set tokenizer.eos_token"

@@ -1,12 +1,15 @@
 """Policy versions in storage, and the pointer to the one that is live."""
 
+import hashlib
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from dpo_ray.storage import Storage, sha256_file
+from dpo_ray.storage import Storage, files_below, sha256_file
+
+_MANIFEST = "manifest.json"
 
 
 class Canary(BaseModel):
@@ -32,7 +35,7 @@ class SnapshotRef(BaseModel):
 class PolicyManifest(BaseModel):
     """What a version is, and where it comes from."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     version: int
     parent: int | None = None
@@ -62,7 +65,7 @@ class PolicyRegistry:
         return [int(name[1:]) for name in names if self.has(int(name[1:]))]
 
     def has(self, version: int) -> bool:
-        return self._storage.exists(f"{_folder(version)}/manifest.json")
+        return self._storage.exists(f"{_folder(version)}/{_MANIFEST}")
 
     def live(self) -> int | None:
         """The live version; None before the first promotion."""
@@ -75,25 +78,22 @@ class PolicyRegistry:
             raise ValueError(
                 f"policy version {version} is not in {self._storage.root}: it has {self.versions()}"
             )
-        return PolicyManifest.model_validate_json(
-            self._storage.read_text(f"{_folder(version)}/manifest.json")
-        )
+        return PolicyManifest.model_validate_json(self._storage.read_text(f"{_folder(version)}/{_MANIFEST}"))
 
     def publish(self, folder: Path, manifest: PolicyManifest) -> PolicyManifest:
         """Make the Hugging Face model in `folder` a version; publishing it again changes nothing."""
         if self.has(manifest.version):
             return self.manifest(manifest.version)
+        files = [name for name in files_below(folder) if name != _MANIFEST]
         whole = manifest.model_copy(
             update={
-                "files": {
-                    p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"
-                },
+                "files": {name: sha256_file(folder / name) for name in files},
                 "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "git_commit": _git_commit(),
             }
         )
-        (folder / "manifest.json").write_text(whole.model_dump_json(indent=2))
-        self._storage.publish_folder(folder, _folder(manifest.version), marker="manifest.json")
+        text = whole.model_dump_json(indent=2)
+        self._storage.publish_folder(folder, _folder(manifest.version), marker=_MANIFEST, text=text)
         return whole
 
     def promote(self, version: int) -> None:
@@ -104,7 +104,8 @@ class PolicyRegistry:
     def fetch(self, version: int) -> Path:
         """A local folder with exactly the published files; a changed or missing file is an error."""
         manifest = self.manifest(version)
-        folder = self._storage.local_copy(_folder(version))
+        content = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+        folder = self._storage.local_copy(_folder(version), content=content)
         for name, expected in manifest.files.items():
             if not (folder / name).exists() or sha256_file(folder / name) != expected:
                 raise ValueError(f"{folder / name} is not the file that version {version} was published with")

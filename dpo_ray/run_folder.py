@@ -1,6 +1,7 @@
 """A run's folder: its settings, and the metrics of its finished rounds."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,11 +65,9 @@ class RunFolder:
         ours = self._config.model_dump(mode="json")
         if self.storage.exists("config.yaml"):
             theirs = yaml.safe_load(self.storage.read_text("config.yaml"))
-            changed = [name for name in ours if name not in _CHANGEABLE and ours[name] != theirs.get(name)]
+            changed = _changes(theirs, ours)
             if changed:
-                differences = "; ".join(
-                    f"{name}: {theirs.get(name)} there, {ours[name]} now" for name in changed
-                )
+                differences = "; ".join(changed)
                 raise ValueError(
                     f"{self.storage.root} holds a run with other settings ({differences}): "
                     "give this run another --run_dir, or the settings of that one"
@@ -76,6 +75,18 @@ class RunFolder:
         self.storage.write_text("config.yaml", yaml.safe_dump(ours, sort_keys=False))
 
 
+def _changes(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    """`name: value there, value now` of each setting that differs and may not."""
+    changes = []
+    for name, value in ours.items():
+        there = theirs.get(name)
+        if isinstance(value, dict) and isinstance(there, dict):
+            changes += _changes(there, value, f"{prefix}{name}.")
+        elif value != there:
+            changes.append(f"{prefix}{name}: {there} there, {value} now")
+    return [change for change in changes if prefix or change.split(":")[0].split(".")[0] not in _CHANGEABLE]
+
+
 def _jsonable(value: Any) -> Any:
     """JSON has no NaN: what could not be measured is null."""
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,44 +47,52 @@ class Storage:
         aside = f"{target}.{os.getpid()}.tmp"
         with open(aside, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _make_durable(Path(aside))
         os.replace(aside, target)
+        _make_durable(Path(target).parent)
 
     def write_text(self, path: str, text: str) -> None:
         self.write_bytes(path, text.encode())
 
-    def publish_folder(self, source: Path, path: str, *, marker: str) -> None:
-        """Copy a local folder here; its file `marker` comes last and says that the rest is whole."""
+    def publish_folder(self, source: Path, path: str, *, marker: str, text: str) -> None:
+        """Copy a local folder here, and one more file, `marker`: it comes last and says that all is there."""
         target = self._at(path)
-        if self.local_root is not None:
-            aside = Path(f"{target}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            for file in source.iterdir():
-                shutil.copyfile(
-                    file, aside / file.name
-                )  # Not the mode: the folder is for all who may read here.
-            _sync_files(aside)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(aside, target)
+        files = [file for file in files_below(source) if file != marker]
+        if self.local_root is None:
+            for file in files:
+                self._fs.create_dir(f"{target}/{file}".rpartition("/")[0], recursive=True)
+                fs.copy_files(str(source / file), f"{target}/{file}", _LOCAL, self._fs)
+            self.write_text(f"{path}/{marker}", text)
             return
-        self._fs.create_dir(target, recursive=True)
-        names = sorted((p.name for p in source.iterdir()), key=lambda name: name == marker)
-        for name in names:
-            fs.copy_files(str(source / name), f"{target}/{name}", _LOCAL, self._fs)
+        aside = Path(f"{target}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        for file in files:
+            (aside / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, aside / file)  # Not its mode: others may read what is here.
+            _make_durable(aside / file)
+        (aside / marker).write_text(text)
+        _make_durable(aside / marker)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(aside, target)
+        _make_durable(Path(target).parent)
 
-    def local_copy(self, path: str) -> Path:
-        """The folder as local files: itself on a local root, else a download kept in the temporary folder."""
+    def local_copy(self, path: str, *, content: str) -> Path:
+        """The folder as local files: itself on a local root, else a download.
+
+        Downloads are kept in the temporary folder by `content`, a name for what the folder holds.
+        """
         if self.local_root is not None:
             return self.local_root / path
-        key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        copy = Path(tempfile.gettempdir()) / "dpo_ray" / key / path
+        downloads = Path(tempfile.gettempdir()) / "dpo_ray"
+        copy = downloads / content
         if not copy.exists():
-            aside = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-            aside.mkdir(parents=True)
+            downloads.mkdir(exist_ok=True)
+            aside = Path(tempfile.mkdtemp(dir=downloads))
             fs.copy_files(self._at(path), str(aside), self._fs, _LOCAL)
-            os.replace(aside, copy)
+            try:
+                os.replace(aside, copy)
+            except OSError:  # Another process was faster.
+                shutil.rmtree(aside)
         return copy
 
     def remove(self, path: str) -> None:
@@ -104,7 +112,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+def files_below(folder: Path) -> list[str]:
+    """Sorted relative paths of all files in a folder and its subfolders."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _make_durable(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

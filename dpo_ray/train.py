@@ -93,15 +93,16 @@ def work(run_dir: str, config: TrainingConfig, desk: Any) -> None:
     """One worker: take assignments until the run is over."""
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     worker = TrainWorker(Storage(run_dir), config, Peers.current(get_device()), desk)
-    while not isinstance(assignment := worker.next_assignment(), Finished):
-        if assignment is None:
-            continue
+    while True:
+        number, assignment = worker.next_assignment()
+        if isinstance(assignment, Finished):
+            worker.finish(number, Outcome())
+            return
         try:
             outcome = Outcome(worker.do(assignment))
         except TrainingError as error:  # Every worker sees the same error: it is not repeated.
             outcome = Outcome(error=str(error))
-        worker.finish(outcome)
-    worker.finish(Outcome())
+        worker.finish(number, outcome)
 
 
 class TrainWorker:
@@ -118,11 +119,14 @@ class TrainWorker:
         self._learner: Learner | None = None
         self._version: int | None = None
 
-    def next_assignment(self) -> Assignment | None:
-        """What rank 0 finds on the desk, on every rank."""
-        box: list[Any] = [ray.get(self._desk.take.remote()) if self._peers.rank == 0 else None]
-        if self._objects is not None:
-            dist.broadcast_object_list(box, src=0, group=self._objects)
+    def next_assignment(self) -> tuple[int, Assignment]:
+        """What rank 0 finds on the desk, with its number, on every rank."""
+        box: list[Any] = [None]
+        while box[0] is None:
+            if self._peers.rank == 0:
+                box = [ray.get(self._desk.take.remote())]
+            if self._objects is not None:
+                dist.broadcast_object_list(box, src=0, group=self._objects)
         return box[0]
 
     def do(self, assignment: TrainRound | ScoreWithStart | EvaluatePairs) -> Any:
@@ -136,10 +140,10 @@ class TrainWorker:
             case _:
                 assert_never(assignment)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, number: int, outcome: Outcome) -> None:
         """Rank 0 reports; the others may not take the next assignment before."""
         if self._peers.rank == 0:
-            ray.get(self._desk.finish.remote(outcome))
+            ray.get(self._desk.finish.remote(number, outcome))
 
     def _train(self, assignment: TrainRound) -> None:
         """Rank 0 publishes the candidate, last. One that workers before us published is not made again."""

@@ -126,7 +126,9 @@ def wait_until_serving(name: str, *, timeout_s: float = 1800) -> None:
 
 def http_address() -> str:
     """Where Serve listens: where it ran already, that is not where this job asked for."""
-    options = _get_global_client().get_serve_details()["http_options"]
+    client = _get_global_client()
+    assert client is not None
+    options = client.get_serve_details()["http_options"]
     return f"http://{options['host']}:{options['port']}"
 
 

@@ -93,12 +93,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         ray_start = subprocess.Popen([*command, *options], stdout=file, stderr=file, env=environment)
     wait_for(lambda: "started" in log.read_text(), what="ray start --head")
     yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", ray_start.pid, free_port())
-    children = psutil.Process(ray_start.pid).children(recursive=True)
-    ray_start.terminate()
-    ray_start.wait(timeout=60)
-    for child in children:
-        if child.is_running():
-            child.kill()
+    for process in [*psutil.Process(ray_start.pid).children(recursive=True), ray_start]:
+        process.kill()
+    ray_start.wait()
 
 
 @pytest.fixture(scope="session")

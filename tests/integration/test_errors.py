@@ -63,7 +63,7 @@ def test_wrong_setting_ends_with_code_2(
 
 @pytest.mark.parametrize(
     ("content", "fragments"),
-    [("", ["no prompts"]), (json.dumps({"prompt": "the film " * 400}), ["max_prompt_tokens", "128"])],
+    [("", ["no prompts"]), (json.dumps({"prompt": "the film " * 400}), ["max_prompt_tokens", "800"])],
     ids=["empty", "too-long"],
 )
 def test_useless_prompt_file_is_named(

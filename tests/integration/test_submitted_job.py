@@ -44,7 +44,7 @@ def submitted(
     head: Head, starter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Client, str]:
     """The folder, the client and the log of a job that was submitted and has succeeded."""
-    run_dir, port = tmp_path_factory.mktemp("submitted") / "run"()
+    run_dir, port = tmp_path_factory.mktemp("submitted") / "run", head.http_port
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.dashboard]
     job = ["python", "jobs/iterative_dpo.py", f"--run_dir={run_dir}", f"--model={starter}", "--rounds=3"]
     command = [*ray, "--working-dir", ".", "--", *job, f"--serving.port={port}", *SMALL]

@@ -61,8 +61,8 @@ class StorageWithPoints(Storage):
         super().write_bytes(path, content)
         self.at_point(f"written {path}")
 
-    def publish_folder(self, source: Path, path: str, *, marker: str) -> None:
-        super().publish_folder(source, path, marker=marker)
+    def publish_folder(self, source: Path, path: str, *, marker: str, text: str) -> None:
+        super().publish_folder(source, path, marker=marker, text=text)
         self.at_point(f"published {path}")
 
 

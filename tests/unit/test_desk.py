@@ -22,10 +22,10 @@ def test_a_second_worker_finds_what_the_first_did_not_finish() -> None:
     async def scenario() -> None:
         board = TrainerDesk()
         waiting = await submitted(board, ROUND)
-        assert await board.take() == ROUND
-        assert await board.take() == ROUND  # The first worker died.
+        assert await board.take() == (1, ROUND)
+        assert await board.take() == (1, ROUND)  # The first worker died.
         assert not waiting.done()
-        await board.finish(Outcome(value=7))
+        await board.finish(1, Outcome(value=7))
         assert await waiting == Outcome(value=7)
 
     asyncio.run(scenario())
@@ -39,7 +39,7 @@ def test_an_idle_desk_answers_after_a_while(monkeypatch: pytest.MonkeyPatch) -> 
         assert await board.take() is None
         waiting = await submitted(board, ROUND)
         await board.take()
-        await board.finish(Outcome())
+        await board.finish(1, Outcome())
         await waiting
         assert await board.take() is None  # What is finished is not handed out again.
 
@@ -53,7 +53,7 @@ def test_a_waiting_worker_is_woken_by_the_next_assignment() -> None:
         await asyncio.sleep(0)
         assert not worker.done()
         await submitted(board, SCORE)
-        assert await asyncio.wait_for(worker, timeout=1) == SCORE
+        assert await asyncio.wait_for(worker, timeout=1) == (1, SCORE)
 
     asyncio.run(scenario())
 
@@ -62,10 +62,11 @@ def test_each_submission_gets_its_own_outcome() -> None:
     async def scenario() -> None:
         board = TrainerDesk()
         outcomes = [Outcome(value=[1.5]), Outcome(error="no number"), Outcome()]
-        for assignment, outcome in zip((ROUND, SCORE, Finished()), outcomes, strict=True):
+        assignments = (ROUND, SCORE, Finished())
+        for number, (assignment, outcome) in enumerate(zip(assignments, outcomes, strict=True), start=1):
             waiting = await submitted(board, assignment)
-            assert await board.take() == assignment
-            await board.finish(outcome)
+            assert await board.take() == (number, assignment)
+            await board.finish(number, outcome)
             assert await waiting == outcome
 
     asyncio.run(scenario())
@@ -78,8 +79,24 @@ def test_progress_is_that_of_the_open_assignment() -> None:
         assert await board.progress() == (0, 1)
         await board.report(3, 8)
         assert await board.progress() == (3, 8)
-        await board.finish(Outcome())
+        await board.finish(1, Outcome())
         await submitted(board, SCORE)
         assert await board.progress() == (0, 1)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_replaced_worker_says_late_is_not_heard() -> None:
+    async def scenario() -> None:
+        board = TrainerDesk()
+        first = await submitted(board, ROUND)
+        await board.finish(1, Outcome())
+        await first
+        second = await submitted(board, SCORE)
+        await board.finish(1, Outcome(error="of the first assignment"))
+        await asyncio.sleep(0)
+        assert not second.done()
+        await board.finish(2, Outcome(value=2))
+        assert await second == Outcome(value=2)
 
     asyncio.run(scenario())

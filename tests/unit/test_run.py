@@ -94,19 +94,21 @@ def test_canary_sequences_say_something_of_the_weights(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("setting", "value", "name"),
     [
-        ("seed", 3),
-        ("model", "elsewhere"),
-        ("sampling", SamplingConfig(temperature=0.5)),
-        ("evaluation", EvaluationConfig(prompts=2)),
+        ("seed", 3, "seed"),
+        ("model", "elsewhere", "model"),
+        ("sampling", SamplingConfig(temperature=0.5), "sampling.temperature"),
+        ("evaluation", EvaluationConfig(prompts=2), "evaluation.prompts"),
     ],
 )
 def test_another_setting_is_refused_by_name(
-    run: Run, config: IterativeDPOConfig, setting: str, value: object
+    run: Run, config: IterativeDPOConfig, setting: str, value: object, name: str
 ) -> None:
     kept = run.storage.read_text("config.yaml")
-    with pytest.raises(ValueError, match=rf"holds a run with other settings \({setting}: .* there, .* now\)"):
+    with pytest.raises(
+        ValueError, match=rf"holds a run with other settings \(.*{name}: .* there, .* now.*\)"
+    ):
         Run(changed(config, **{setting: value}), run.prompts(0))
     assert run.storage.read_text("config.yaml") == kept
 

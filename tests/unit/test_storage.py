@@ -91,18 +91,17 @@ def test_a_missing_file_is_an_error_to_read_and_none_to_remove(storage: Storage)
 
 
 def test_a_published_folder_is_read_back_as_local_files(storage: Storage, source: Path) -> None:
-    storage.publish_folder(source, "policies/v00001", marker="manifest.json")
+    storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole")
     assert storage.list("policies") == ["v00001"]
-    copy = storage.local_copy("policies/v00001")
-    assert {path.name: path.read_text() for path in copy.iterdir()} == {
-        path.name: path.read_text() for path in source.iterdir()
-    }
-    assert storage.local_copy("policies/v00001") == copy
+    copy = storage.local_copy("policies/v00001", content="v1")
+    names = {path.name: path.read_text() for path in source.iterdir()}
+    assert {path.name: path.read_text() for path in copy.iterdir()} == {**names, "manifest.json": "whole"}
+    assert storage.local_copy("policies/v00001", content="v1") == copy
 
 
 def test_publishing_again_replaces_what_was_left_half_done(storage: Storage, source: Path) -> None:
     storage.write_text("policies/v00001/a.bin", "half")
-    storage.publish_folder(source, "policies/v00001", marker="manifest.json")
+    storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole")
     assert storage.read_text("policies/v00001/a.bin") == "content of a.bin"
 
 
@@ -119,17 +118,17 @@ def test_a_crash_before_the_rename_leaves_the_old_content(
         patch.setattr(os, at.removeprefix("os."), crash)
         for write in (
             lambda: storage.write_text("LIVE", "2"),
-            lambda: storage.publish_folder(source, "policies/v00001", marker="manifest.json"),
+            lambda: storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole"),
         ):
             with pytest.raises(KeyboardInterrupt):
                 write()
     assert storage.read_text("LIVE") == "1"
     assert not storage.exists("policies/v00001")
-    storage.publish_folder(source, "policies/v00001", marker="manifest.json")
+    storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole")
     assert storage.list("policies") == ["v00001"]
 
 
-def test_remote_the_marker_is_copied_last(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_the_marker_is_the_given_text_alone(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, copied = Storage("mock:///run"), []
     copy_files = fs.copy_files
 
@@ -138,8 +137,9 @@ def test_remote_the_marker_is_copied_last(source: Path, monkeypatch: pytest.Monk
         copy_files(one, other, *file_systems)
 
     monkeypatch.setattr(fs, "copy_files", note_and_copy)
-    storage.publish_folder(source, "policies/v00001", marker="manifest.json")
-    assert copied == ["a.bin", "z.bin", "manifest.json"]
+    storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole")
+    assert copied == ["a.bin", "z.bin"]  # And not the file of that name in the source.
+    assert storage.read_text("policies/v00001/manifest.json") == "whole"
 
 
 def test_sha256_by_hand(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The examples do what their texts say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_ray.judges import JudgeFunction, load_judge
+from dpo_ray.types import Completion, Prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "They eat 3 + 4 = <<3+4=7>>7 eggs.\nSo she sells 16 - 7 = 9 eggs.\n#### "
+
+
+def completion(text: str, *, num_tokens: int = 3, fields: dict[str, object] | None = None) -> Completion:
+    prompt = Prompt("How much?", (1, 2), fields or {})
+    return Completion(prompt, text, tuple(range(num_tokens)), -1.0, 0, "stop")
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a job is started, and its judge is found by an import path."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+
+
+@pytest.fixture
+def exact_answer(in_root: None) -> JudgeFunction:
+    return load_judge("examples.judge:exact_answer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "reward"),
+    [
+        ("18", "She makes 9 * 2 = 18 dollars.", 1.0),
+        ("18", "She makes 9 * 2 = $18.00 every day.", 1.0),
+        ("18", "18 eggs at first, so 17 in the end.", 0.0),
+        ("18", "I cannot say.", 0.0),
+        ("18", "", 0.0),
+        ("1,234", "In all 1234.", 1.0),
+        ("1234", "In all 1,234, give or take nothing.", 1.0),
+        ("-5", "It is -5 degrees.", 1.0),
+        ("5", "It is -5 degrees.", 0.0),
+        ("5", "What is left is 10-5.", 1.0),
+        ("0.5", "Half of it, 0.50", 1.0),
+    ],
+)
+def test_the_last_number_is_the_answer(
+    exact_answer: JudgeFunction, answer: str, text: str, reward: float
+) -> None:
+    assert exact_answer([completion(text, fields={"answer": KEY + answer})]) == [reward]
+
+
+@pytest.mark.parametrize("fields", [{}, {"answer": None}, {"answer": "7"}, {"answer": "#### none"}])
+def test_without_a_right_answer_the_judge_cannot_say(
+    exact_answer: JudgeFunction, fields: dict[str, object]
+) -> None:
+    assert exact_answer([completion("It is 7.", fields=fields)]) == [None]
+
+
+def test_each_completion_is_judged_by_its_own_row(exact_answer: JudgeFunction) -> None:
+    rows: list[dict[str, object]] = [{"answer": "#### 7"}, {}, {"answer": "#### 8"}]
+    assert exact_answer([completion("7", fields=row) for row in rows]) == [1.0, None, 0.0]
+
+
+def test_the_shorter_answer_is_the_better_one(in_root: None) -> None:
+    judge = load_judge("examples.judge:shorter_is_better")
+    assert judge([completion("so", num_tokens=1), completion("and so on", num_tokens=4)]) == [-1.0, -4.0]
+
+
+def test_the_client_tells_its_options() -> None:
+    ended = subprocess.run(
+        [sys.executable, "examples/client.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--base_url" in ended.stdout
+    assert "http://127.0.0.1:8000/v1" in ended.stdout
