@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,18 +28,34 @@ REPEATS = 7
 Rows = list[tuple[str, str]]
 
 
-def run_default(run_dir: str) -> tuple[float, float]:
-    """Seconds from the start of the command to the first sampled token, and to its end."""
+def run_default(run_dir: str) -> Rows:
+    """Times from the start of the command, and the memory of all processes that it started."""
     command = [sys.executable, "jobs/iterative_dpo.py", "--run_dir", run_dir, "--serving.port", str(PORT)]
     started = time.perf_counter()
     job = subprocess.Popen(command, cwd=ROOT)
-    first = None
-    while job.poll() is None and first is None:
-        time.sleep(0.2)
-        first = time.perf_counter() - started if _answers() else None
-    if job.wait() != 0 or first is None:
+    first, peak = None, 0
+    while job.poll() is None:
+        if first is None and _answers():
+            first = time.perf_counter() - started
+        time.sleep(0.2 if first is None else 5.0)
+        peak = max(peak, 0 if first is None else _memory(job.pid))
+    if job.returncode != 0 or first is None:
         raise SystemExit("the default run failed")
-    return first, time.perf_counter() - started
+    return [
+        ("command to first sampled token, s", f"{first:.1f}"),
+        ("whole run, s", f"{time.perf_counter() - started:.1f}"),
+        ("peak memory of all processes, shared pages counted once, GB", f"{peak / 1e9:.1f}"),
+    ]
+
+
+def _memory(pid: int) -> int:
+    """Proportional set sizes of a process and its descendants, in bytes."""
+    total = 0
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
 
 
 def _answers() -> bool:
@@ -146,9 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run_dir", default=None, help="folder of the timed run (default: a new one)")
     run_dir = parser.parse_args().run_dir or f"{tempfile.mkdtemp(prefix='dpo_ray_loop_')}/run"
-    first, whole = run_default(run_dir)
-    rows = [("command to first sampled token, s", f"{first:.1f}"), ("whole run, s", f"{whole:.1f}")]
-    rows += phase_rows(Path(run_dir))
+    rows = [*run_default(run_dir), *phase_rows(Path(run_dir))]
     rows += asyncio.run(compare_sampling(Path(run_dir)))
     print("\n| default run, 2 training workers | measured |\n|---|---|")
     for name, value in rows:

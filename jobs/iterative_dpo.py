@@ -39,37 +39,45 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         terminal.round_line(run.finish(round_, metrics, verdict))  # Until this line, all can be redone.
 
 
-def main(config: IterativeDPOConfig) -> None:
-    """Prepare the run, bring up the cluster's parts, improve the policy, show what came of it."""
+def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
+    """Ray, the live policy, judges, buffer and trainers. ValueError: they cannot start like this."""
     from ray import serve
 
     from dpo_ray.cluster import Cluster, connect, wait_for_resources
+    from serve.deployment import deploy, http_address, wait_until_serving
+
+    connect()
+    wait_for_resources(config)
+    with terminal.phase("start", "start sampler, judges, buffer and trainers"):
+        application = deploy(config.run_dir, config.sampling, config.serving)
+        cluster = Cluster(config, serve.get_app_handle(application), terminal)
+        wait_until_serving(application)
+    terminal.say(f"run {config.run_dir} · live policy on {http_address()}/v1")
+    return cluster
+
+
+def main(config: IterativeDPOConfig) -> None:
+    """Do the rounds that are left, and show what came of all."""
     from dpo_ray.judges.function import JudgeError
     from dpo_ray.learner import TrainingError
     from dpo_ray.report import write_report
     from dpo_ray.run import open_run
     from dpo_ray.terminal import Terminal
-    from serve.deployment import deploy, http_address, wait_until_serving
 
     terminal = Terminal()
     try:
         run = open_run(config, terminal)
-        connect()
-        wait_for_resources(config)
-        with terminal.phase("start", "start sampler, judges, buffer and trainers"):
-            application = deploy(config.run_dir, config.sampling, config.serving)
-            cluster = Cluster(config, serve.get_app_handle(application), terminal)
-            wait_until_serving(application)
+        cluster = start_cluster(config, terminal) if run.remaining_rounds() else None
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error))
-    terminal.say(f"run {run.storage.root} · live policy on {http_address()}/v1")
-    try:
-        improve(run, cluster, terminal)
-    except (JudgeError, TrainingError) as error:
-        exit_with(str(error), code=1)
-    cluster.close()
+    if cluster is not None:
+        try:
+            improve(run, cluster, terminal)
+        except (JudgeError, TrainingError) as error:
+            exit_with(str(error), code=1)
+        cluster.close()
     terminal.round_table([row for row in run.folder.rows() if row["kind"] == "round"])
-    terminal.say(f"report: {write_report(run.storage.root)}")
+    terminal.say(f"report: {write_report(config.run_dir)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from dpo_ray.starter import Recipe, make_starter
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+ACTIVATED = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+"""The environment of a shell in which the virtual environment is active."""
 SMALL = (
     "--sampling.prompts_per_round=32",
     "--sampling.samples_per_prompt=4",
@@ -88,7 +90,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     options = [f"--dashboard-port={dashboard}", "--num-cpus=4", f"--temp-dir=/tmp/dpo_ray_test_{port}"]
     log = tmp_path_factory.mktemp("ray") / "log"
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**ACTIVATED, "RAY_AUTH_MODE": "disabled"}
     with log.open("w") as file:
         ray_start = subprocess.Popen([*command, *options], stdout=file, stderr=file, env=environment)
     wait_for(lambda: "started" in log.read_text(), what="ray start --head")

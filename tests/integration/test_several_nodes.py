@@ -14,9 +14,9 @@ from tests.integration.conftest import SMALL, check_run_folder, free_port, metri
 
 
 @pytest.fixture
-def nodes() -> Iterator[Cluster]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head and two workers with one logical CPU each: no two parts of a job fit on one of them."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
