@@ -12,6 +12,9 @@ LOCK := requirements/$(ACCELERATOR).txt
 DEV_LOCK := requirements/dev.txt
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python -m uv --quiet
 unexport DPO_RAY_ACCELERATOR
+# The CUDA build of vLLM needs a GPU; sampler and one trainer share it.
+ON_cuda := --sampling.gpus_per_replica 0.5 --sampling.gpu_memory_utilization 0.3 --sampling.dtype float32 \
+  --training.workers 1 --training.gpus_per_worker 0.5
 
 .PHONY: help setup setup-dev demo serve test test-fast check format lock clean
 
@@ -19,7 +22,7 @@ help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: setup ## Run iterative DPO on a tiny model, in RUN_DIR (runs/demo); goes on where it was interrupted.
-	$(BIN)/python jobs/iterative_dpo.py --run_dir $(RUN_DIR) --serving.port $(PORT) $(ARGS)
+	$(BIN)/python jobs/iterative_dpo.py --run_dir $(RUN_DIR) --serving.port $(PORT) $(ON_$(ACCELERATOR)) $(ARGS)
 
 serve: setup ## Serve the live policy of RUN_DIR over HTTP on PORT (8000).
 	$(BIN)/python -m serve --run_dir $(RUN_DIR) --serving.port $(PORT) $(ARGS)
@@ -53,10 +56,11 @@ $(VENV)/dev-$(ACCELERATOR).stamp: $(VENV)/$(ACCELERATOR).stamp $(DEV_LOCK)
 
 # The CPU build of torch is not on the package index: pip may know where it lies, else uv knows its home.
 define TORCH
+	grep -E '^torch==' $(LOCK) > $(VENV)/torch.txt
 	grep -vE '^torch==' $(LOCK) > $(VENV)/without-torch.txt
-	spec=$$(grep -oE '^torch==[^ ]+' $(LOCK)); \
-	  $(BIN)/python -m pip install --quiet --no-deps "$$spec" 2>/dev/null || \
-	  $(UV) pip install --no-deps --torch-backend $(if $(filter cpu,$(ACCELERATOR)),cpu,auto) "$${spec%+cpu}"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement $(VENV)/torch.txt 2>/dev/null || \
+	  $(UV) pip install --no-deps --torch-backend $(if $(filter cpu,$(ACCELERATOR)),cpu,auto) \
+	    --requirement $(VENV)/torch.txt
 endef
 
 lock: setup-dev ## Resolve requirements/*.txt anew from pyproject.toml.

@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
-from dpo_ray.config import IterativeDPOConfig
+from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges.actor import JudgeActor
@@ -24,6 +24,8 @@ from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
 
+Bundle = dict[str, float]
+"""CPUs and GPUs that one process reserves on one node, by Ray's names."""
 _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""
 
@@ -136,34 +138,39 @@ def connect() -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
 
 
-def wait_for_resources(config: IterativeDPOConfig) -> None:
-    """Return when the cluster has what the job reserves; ValueError where it does not get it."""
-    needed = _reserved(config)
-    deadline = time.monotonic() + config.cluster.wait_for_resources_s
+def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
+    """Return when the cluster has what the parts reserve; ValueError where it does not get it in time."""
+    needed = {name: sum(bundle[name] for bundle in bundles) for name in ("CPU", "GPU")}
+    deadline = time.monotonic() + timeout_s
     while True:
         present = ray.cluster_resources()
-        missing = {name: amount for name, amount in needed.items() if amount > present.get(name, 0.0)}
+        missing = [name for name, amount in needed.items() if amount > present.get(name, 0.0)]
         if not missing:
             return
         if time.monotonic() > deadline:
             lacks = " and ".join(
-                f"{missing[name]:g} {name}s (it has {present.get(name, 0):g})" for name in missing
+                f"{needed[name]:g} {name}s (it has {present.get(name, 0):g})" for name in missing
             )
             raise ValueError(
                 f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, "
                 "sampling.replicas or the cpus_per_… and gpus_per_… settings, "
                 "or raise cluster.wait_for_resources_s if the cluster is growing"
             )
-        request_resources(bundles=[needed])
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
         time.sleep(1.0)
 
 
-def _reserved(config: IterativeDPOConfig) -> dict[str, float]:
-    """CPUs and GPUs of sampler, trainer and judges together."""
-    training, sampling, judge = config.training, config.sampling, config.judge
-    cpus = training.workers * training.cpus_per_worker + sampling.replicas * sampling.cpus_per_replica
-    gpus = training.workers * training.gpus_per_worker + sampling.replicas * sampling.gpus_per_replica
-    return {"CPU": cpus + judge.actors * judge.cpus_per_actor, "GPU": gpus}
+def training_bundles(config: TrainingConfig) -> list[Bundle]:
+    """What each training worker reserves."""
+    return [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers
+
+
+def all_bundles(config: IterativeDPOConfig) -> list[Bundle]:
+    """What each sampler replica, training worker and judge reserves."""
+    sampling, judge = config.sampling, config.judge
+    replica: Bundle = {"CPU": sampling.cpus_per_replica, "GPU": sampling.gpus_per_replica}
+    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": 0.0}] * judge.actors
+    return [*training_bundles(config.training), *[replica] * sampling.replicas, *judges]
 
 
 def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:

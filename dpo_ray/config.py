@@ -49,7 +49,7 @@ class SamplingConfig(_Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that one engine spreads its weights over."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the engine's weights; auto is float32 on CPU and the model's own on GPU."""
+    """Number format of the engine's weights; auto is float32 on CPU and bfloat16 on GPU."""
     max_model_len: int | None = Field(default=None, ge=1)
     """Longest prompt plus completion, in tokens; unset: the model's own limit."""
     max_num_seqs: int = Field(default=256, ge=1)
@@ -224,6 +224,8 @@ class JobConfig(Settings):
     """Seed of everything random."""
     training: TrainingConfig = TrainingConfig()
     """How the policy is updated."""
+    cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster."""
     tensorboard: bool = True
     """Write TensorBoard files to the run's folder (local folders only)."""
 
@@ -262,8 +264,6 @@ class IterativeDPOConfig(JobConfig):
     """Bounds that a trained version must keep to go live."""
     serving: ServingConfig = ServingConfig()
     """The live policy's HTTP endpoint."""
-    cluster: ClusterConfig = ClusterConfig()
-    """The Ray cluster."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

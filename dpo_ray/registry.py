@@ -43,7 +43,7 @@ class PolicyManifest(BaseModel):
     step: int = 0
     """Optimizer steps of the whole run up to this version."""
     metrics: dict[str, float] = {}
-    """Means over the last optimizer steps that made it."""
+    """Those of the last optimizer step that made it."""
     canaries: list[Canary] = []
     config: dict[str, object] = {}
     """The training settings that made it."""

@@ -14,6 +14,8 @@ from dpo_ray.types import Completion, Prompt
 
 _CHUNKS_PER_REPLICA = 4
 _RETRY_S = 1.0
+_MOST_DEATHS = 5
+"""A call that so many replicas have died of is not sent to a further one."""
 _DEAD_ENGINE = ("EngineDeadError", "EngineGenerateError")
 """What vLLM raises in a replica whose engine is gone, by name: the library does not import vLLM."""
 _GIVE_UP_S = 900.0
@@ -29,6 +31,10 @@ class Answer:
     logp: float
     policy_version: int
     finish_reason: str
+
+
+class SamplerError(RuntimeError):
+    """The live policy does not answer, or its weights are not the pushed ones."""
 
 
 class Sampler:
@@ -72,8 +78,11 @@ class Sampler:
         return self._handle.generate.remote([list(prompt.token_ids) for prompt in chunk], seeds, params)
 
     def _receive(self, response: Any, resend: Callable[[], Any]) -> Any:
-        """The result; what a dying replica lost is asked for again."""
-        deadline = time.monotonic() + _GIVE_UP_S
+        """The result; what a dying replica lost is asked for again.
+
+        SamplerError: replicas die of this very call, or none came back in time.
+        """
+        deadline, deaths = time.monotonic() + _GIVE_UP_S, 0
         while True:
             try:
                 response = response or resend()
@@ -83,8 +92,10 @@ class Sampler:
                 error: Exception = RuntimeError("no replica is running")
             except (RayActorError, RayServeException, RayTaskError) as lost:
                 error = lost
-            if not _passes(error) or time.monotonic() > deadline:
-                raise error
+                deaths += isinstance(error, RayActorError | RayTaskError)
+            if not _passes(error) or deaths >= _MOST_DEATHS or time.monotonic() > deadline:
+                reason = getattr(error, "cause", None) or error
+                raise SamplerError(f"the sampler failed ({deaths} replicas died): {reason}") from error
             response = None
             time.sleep(_RETRY_S)
 

@@ -43,11 +43,11 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
     """Ray, the live policy, judges, buffer and trainers. ValueError: they cannot start like this."""
     from ray import serve
 
-    from dpo_ray.cluster import Cluster, connect, wait_for_resources
+    from dpo_ray.cluster import Cluster, all_bundles, connect, wait_for_resources
     from serve.deployment import deploy, http_address, wait_until_serving
 
     connect()
-    wait_for_resources(config)
+    wait_for_resources(all_bundles(config), timeout_s=config.cluster.wait_for_resources_s)
     with terminal.phase("start", "start sampler, judges, buffer and trainers"):
         application = deploy(config.run_dir, config.sampling, config.serving)
         cluster = Cluster(config, serve.get_app_handle(application), terminal)
@@ -62,6 +62,7 @@ def main(config: IterativeDPOConfig) -> None:
     from dpo_ray.learner import TrainingError
     from dpo_ray.report import write_report
     from dpo_ray.run import open_run
+    from dpo_ray.sampler import SamplerError
     from dpo_ray.terminal import Terminal
 
     terminal = Terminal()
@@ -73,7 +74,7 @@ def main(config: IterativeDPOConfig) -> None:
     if cluster is not None:
         try:
             improve(run, cluster, terminal)
-        except (JudgeError, TrainingError) as error:
+        except (JudgeError, TrainingError, SamplerError) as error:
             exit_with(str(error), code=1)
         cluster.close()
     terminal.round_table([row for row in run.folder.rows() if row["kind"] == "round"])

@@ -46,7 +46,7 @@ def train(
 
 def main(config: OfflineDPOConfig) -> None:
     """Load the pairs, bring up the trainers, train, report."""
-    from dpo_ray.cluster import connect
+    from dpo_ray.cluster import connect, training_bundles, wait_for_resources
     from dpo_ray.models import load_tokenizer
     from dpo_ray.preference_data import load_pairs
     from dpo_ray.report import write_report
@@ -69,7 +69,11 @@ def main(config: OfflineDPOConfig) -> None:
     dropped = ", ".join(f"{count} {reason}" for reason, count in pair_set.dropped.items() if count)
     terminal.say(f"{len(training)} pairs to train on, {len(held_out)} held out; dropped: {dropped or 'none'}")
     declare_snapshots(config, folder, training)
-    connect()
+    try:
+        connect()
+        wait_for_resources(training_bundles(config.training), timeout_s=config.cluster.wait_for_resources_s)
+    except ValueError as error:
+        exit_with(str(error))
     trainers = TrainerGroup(config.run_dir, config.training)
     train(config, folder, trainers, held_out, terminal)
     trainers.close()

@@ -19,7 +19,7 @@ def main(config: ServeConfig) -> None:
     live = PolicyRegistry(storage).live()
     if live is None or not storage.exists("config.yaml"):
         exit_with(f"--run_dir {config.run_dir} has no live policy: run jobs/iterative_dpo.py there first")
-    sampling = SamplingConfig(**yaml.safe_load(storage.read_text("config.yaml"))["sampling"])
+    sampling = SamplingConfig(**yaml.safe_load(storage.read_text("config.yaml")).get("sampling", {}))
     try:
         connect()
         wait_until_serving(deploy(config.run_dir, sampling, config.serving))

@@ -72,8 +72,9 @@ class PolicyServer:
 
     async def _end_with_engine(self) -> None:
         # A replica with a dead engine would go on drawing requests, and fail them fast.
-        while not self._engine.llm.errored:
+        while not (self._engine.llm.errored or self._engine.lost):
             await asyncio.sleep(_ENGINE_POLL_S)
+        await asyncio.sleep(_ENGINE_POLL_S)  # Whoever pushed hears why, first.
         os._exit(1)
 
 

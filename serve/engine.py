@@ -5,11 +5,13 @@ import contextvars
 import os
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -44,7 +46,13 @@ request_spans: contextvars.ContextVar[VersionSpans | None] = contextvars.Context
 class VersionedLLM(AsyncLLM):
     """AsyncLLM that tells the surrounding HTTP request which versions wrote its answer."""
 
+    @cached_property
+    def proven(self) -> asyncio.Event:
+        """Set while the weights are those of the version that the engine names."""
+        return asyncio.Event()
+
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+        await self.proven.wait()
         record = request_spans.get()
         async for output in super().generate(*args, **kwargs):
             if record is not None:
@@ -65,6 +73,8 @@ class PolicyEngine:
     def __init__(self, registry: PolicyRegistry, llm: VersionedLLM, manifest: PolicyManifest) -> None:
         self.llm = llm
         self.manifest = manifest
+        self.lost = False
+        """Whether a swap has failed: what the weights are now, nobody knows."""
         self._registry = registry
         self._swap = asyncio.Lock()
 
@@ -98,12 +108,17 @@ class PolicyEngine:
     async def _swap_to(self, version: int) -> None:
         manifest = self._registry.manifest(version)
         folder = self._registry.fetch(version)  # Checks every file before the engine is touched.
-        await self.llm.pause_generation(mode="keep", clear_cache=True)
-        await self.llm.collective_rpc("load_policy", args=(str(folder),))
-        await self.llm.update_weight_version(str(version))
-        await self.llm.resume_generation()
+        self.llm.proven.clear()  # New requests wait; those in flight are held by the pause, and go on.
+        try:
+            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            await self.llm.collective_rpc("load_policy", args=(str(folder),))
+            await self.llm.update_weight_version(str(version))
+            await self.llm.resume_generation()
+            await self.prove(manifest)
+        except BaseException:
+            self.lost = True
+            raise
         self.manifest = manifest
-        await self.prove(manifest)
 
     async def prove(self, manifest: PolicyManifest) -> None:
         """Raise StaleWeightsError unless the engine agrees with the learner's canary log-probs."""
@@ -114,10 +129,12 @@ class PolicyEngine:
                 f"policy version {manifest.version} is loaded, but the log-probs are {worst:.4f} nats "
                 f"from the learner's ({dtype} allows {_TOLERANCE[dtype]}): this replica takes no traffic"
             )
+        self.llm.proven.set()
 
     async def _canary_error(self, canary: Canary) -> float:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        output = await self._finished(canary.token_ids, params)
+        # The bare engine's generate: a proof is what requests wait for.
+        output = await _last(AsyncLLM.generate(self.llm, _prompt(canary.token_ids), params, _request_id()))
         assert output.prompt_logprobs is not None
         scored = zip(output.prompt_logprobs[1:], canary.token_ids[1:], canary.logprobs, strict=True)
         return max(abs(entry[token].logprob - expected) for entry, token, expected in scored if entry)
@@ -129,33 +146,45 @@ class PolicyEngine:
         # FINAL_ONLY: with other kinds, n > 1 can drop completions.
         common = {**params, "logprobs": 0, "output_kind": RequestOutputKind.FINAL_ONLY}
         requests = [
-            self._finished(prompt, SamplingParams(seed=seed, **common))
+            _last(self.llm.generate(_prompt(prompt), SamplingParams(seed=seed, **common), _request_id()))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return await asyncio.gather(*requests)
 
-    async def _finished(self, prompt: Sequence[int], params: SamplingParams) -> RequestOutput:
-        request = self.llm.generate({"prompt_token_ids": list(prompt)}, params, os.urandom(8).hex())
-        outputs = [output async for output in request]
-        return outputs[-1]
+
+def _prompt(token_ids: Sequence[int]) -> TokensPrompt:
+    return TokensPrompt(prompt_token_ids=list(token_ids))
+
+
+def _request_id() -> str:
+    return os.urandom(8).hex()
+
+
+async def _last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
+    return [output async for output in outputs][-1]
 
 
 def engine_args(folder: Path, config: SamplingConfig) -> AsyncEngineArgs:
     """vLLM's settings for one replica."""
     on_gpu = config.gpus_per_replica > 0
-    # CPU engines run eagerly: compiling costs more than a small model's whole run.
+    # CPU engines run eagerly: compiling costs more than a small model's whole run. They take a prompt at
+    # once: a seeded request whose prompt is taken in chunks ends them ("CPU Generator does not use offset").
     options: dict[str, Any] = (
         {"gpu_memory_utilization": config.gpu_memory_utilization}
         if on_gpu
-        else {"kv_cache_memory_bytes": config.cpu_kv_cache_mib << 20, "enforce_eager": True}
+        else {
+            "kv_cache_memory_bytes": config.cpu_kv_cache_mib << 20,
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+        }
     )
     if config.max_model_len is not None:
         options["max_model_len"] = config.max_model_len
-    dtype = "float32" if config.dtype == "auto" and not on_gpu else config.dtype
+    default_dtype = "bfloat16" if on_gpu else "float32"
     return AsyncEngineArgs(
         model=str(folder),
         served_model_name=[SERVED_NAME],
-        dtype=dtype,
+        dtype=default_dtype if config.dtype == "auto" else config.dtype,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel_size,
         # One worker needs no process of its own beside the engine's.
