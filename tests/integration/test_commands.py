@@ -1,15 +1,18 @@
-"""The two commands that a new user types, and what the default run promises."""
+"""The commands of the README, and what the default run promises."""
 
+import json
 import os
+import re
 import signal
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import openai
+import psutil
 import pytest
 
-from tests.integration.conftest import ROOT, check_run_folder, free_port, metric_rows, wait_for
+from tests.integration.conftest import ROOT, SMALL, check_run_folder, free_port, metric_rows, wait_for
 
 LOCAL = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
@@ -46,10 +49,10 @@ def test_demo_shows_every_round_and_the_report(demo: tuple[Path, str]) -> None:
     assert f"report: {run_dir}/report.html" in output
 
 
-def test_make_serve_answers_with_the_live_version(demo: tuple[Path, str]) -> None:
-    run_dir, _ = demo
-    port = free_port()
-    served = subprocess.Popen(
+@contextmanager
+def served(run_dir: Path, port: int) -> Iterator[None]:
+    """`make serve`, from the moment that it says it answers until Ctrl-C."""
+    process = subprocess.Popen(
         ["make", "serve", f"RUN_DIR={run_dir}", f"PORT={port}"],
         cwd=ROOT,
         env=LOCAL,
@@ -58,13 +61,83 @@ def test_make_serve_answers_with_the_live_version(demo: tuple[Path, str]) -> Non
         text=True,
         start_new_session=True,
     )
-    assert served.stdout is not None
-    lines = iter(served.stdout.readline, "")
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
     assert any("answers on" in line for line in lines)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-    raw = client.completions.with_raw_response.create(model="policy", prompt="the film", max_tokens=24)
-    assert raw.headers["x-policy-version"] == (run_dir / "policies/LIVE").read_text().strip()
-    example = [sys.executable, "examples/client.py", "--base_url", f"http://127.0.0.1:{port}/v1"]
-    assert "version" in subprocess.run(example, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    os.killpg(served.pid, signal.SIGINT)
-    wait_for(lambda: served.poll() is not None, timeout_s=60, what="make serve to stop")
+    yield
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: process.poll() is not None, timeout_s=60, what="make serve to stop")
+
+
+def readme_commands(section: str) -> list[str]:
+    """The lines of the bash blocks below a heading of README.md."""
+    text = (ROOT / "README.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return [
+        line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+    ]
+
+
+def run(command: str, environment: dict[str, str] = LOCAL) -> str:
+    """Standard output of a command that must succeed in the repository's root."""
+    ended = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended.stdout
+
+
+def test_served_policy_answers_as_the_readme_says(demo: tuple[Path, str]) -> None:
+    run_dir, _ = demo
+    live, port = (run_dir / "policies/LIVE").read_text().strip(), free_port()
+    serve, *asks = readme_commands("Talk to the policy")
+    assert serve == "make serve"
+    with served(run_dir, port):
+        chat, policy, client = (
+            run(ask.replace(":8000", f":{port}").replace("client.py", f"client.py --base_url {base(port)}"))
+            for ask in asks
+        )
+    assert f"x-policy-version: {live}" in chat.lower()
+    assert json.loads(policy)["version"] == int(live)
+    assert f"version {live}" in client
+
+
+def base(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v1"
+
+
+def test_own_model_prompts_judge_and_pairs_as_the_readme_says(demo: tuple[Path, str], tmp_path: Path) -> None:
+    run_dir, _ = demo
+    for command in readme_commands("Your model, your prompts, your judge"):
+        moved = command.replace("runs/demo", str(run_dir)).replace("runs/", f"{tmp_path}/")
+        smaller = f"{moved} {' '.join(SMALL)} --serving.port={free_port()}"
+        run(smaller if "iterative_dpo.py --run_dir" in command else moved)
+    check_run_folder(tmp_path / "mine", rounds=2)
+    assert "eval/rewards/accuracies" in metric_rows(tmp_path / "offline", "round")[0]
+
+
+def test_submitting_to_a_head_with_a_token_as_the_readme_says(tmp_path: Path, starter: Path) -> None:
+    cache = os.environ.get("DPO_RAY_CACHE", str(Path.home() / ".cache" / "dpo_ray"))
+    environment = {**LOCAL, "HOME": str(tmp_path), "DPO_RAY_CACHE": cache}
+    token, start, submit = readme_commands("On a cluster")
+    smaller = f"{submit} --rounds 1 --model {starter} --serving.port {free_port()} {' '.join(SMALL)}"
+    try:
+        for command in (token, start, smaller):
+            run(command, environment)
+    finally:
+        stop_all_with_home(tmp_path)
+    check_run_folder(tmp_path / "dpo_ray" / "first", rounds=1)
+
+
+def stop_all_with_home(home: Path) -> None:
+    """End the processes of a head that was started with its own home, and of no other."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("HOME") == str(home):
+                process.kill()
+
+
+def test_readme_has_no_command_that_is_not_tried() -> None:
+    sections = ["Two commands", "Talk to the policy", "Your model, your prompts, your judge", "On a cluster"]
+    tried = [command for section in sections for command in readme_commands(section)]
+    assert tried == bash_lines((ROOT / "README.md").read_text())
+    assert readme_commands("Two commands") == ["make demo", "make test"]  # The demo above; this very run.
