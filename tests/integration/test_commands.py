@@ -71,7 +71,10 @@ def served(run_dir: Path, port: int) -> Iterator[None]:
 
 def readme_commands(section: str) -> list[str]:
     """The lines of the bash blocks below a heading of README.md."""
-    text = (ROOT / "README.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return bash_lines((ROOT / "README.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0])
+
+
+def bash_lines(text: str) -> list[str]:
     return [
         line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
     ]
