@@ -106,8 +106,9 @@ class Cluster:
             write_evaluation(self._storage, live, evaluated(scored, start_logps, per_prompt=per_prompt))
 
     def close(self) -> None:
-        """Let the training workers return; the served policy stays where the cluster stays."""
+        """Let the training workers return, and leave Ray; the served policy stays where the cluster stays."""
         self._trainers.close()
+        ray.shutdown()
 
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
         share = -(-len(completions) // len(self._judges))

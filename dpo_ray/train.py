@@ -22,6 +22,8 @@ from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.storage import Storage
 
+_CLOSE_S = 60
+"""Workers that are still starting hear only then that they are not needed."""
 _KEPT_STATES = 3
 """Optimizer states of this many versions are kept, and that of the one that training goes on from."""
 
@@ -57,10 +59,10 @@ class TrainerGroup:
         return outcome.value
 
     def close(self) -> None:
-        """Let the workers return."""
+        """Let the workers return. A thread that still is in Ray when Python ends would crash it."""
         if self._failure is None:
-            ray.wait([self._desk.submit.remote(Finished())], timeout=20)
-            self._thread.join(timeout=20)
+            ray.wait([self._desk.submit.remote(Finished())], timeout=_CLOSE_S)
+            self._thread.join(timeout=_CLOSE_S)
 
     def _fit(self) -> None:
         try:

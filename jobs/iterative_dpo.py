@@ -76,7 +76,8 @@ def main(config: IterativeDPOConfig) -> None:
             improve(run, cluster, terminal)
         except (JudgeError, TrainingError, SamplerError) as error:
             exit_with(str(error), code=1)
-        cluster.close()
+        finally:
+            cluster.close()
     terminal.round_table([row for row in run.folder.rows() if row["kind"] == "round"])
     terminal.say(f"report: {write_report(config.run_dir)}")
 

@@ -47,6 +47,7 @@ def train(
 def main(config: OfflineDPOConfig) -> None:
     """Load the pairs, bring up the trainers, train, report."""
     from dpo_ray.cluster import connect, training_bundles, wait_for_resources
+    from dpo_ray.learner import TrainingError
     from dpo_ray.models import load_tokenizer
     from dpo_ray.preference_data import load_pairs
     from dpo_ray.report import write_report
@@ -75,8 +76,12 @@ def main(config: OfflineDPOConfig) -> None:
     except ValueError as error:
         exit_with(str(error))
     trainers = TrainerGroup(config.run_dir, config.training)
-    train(config, folder, trainers, held_out, terminal)
-    trainers.close()
+    try:
+        train(config, folder, trainers, held_out, terminal)
+    except TrainingError as error:
+        exit_with(str(error), code=1)
+    finally:
+        trainers.close()
     terminal.say(f"report: {write_report(folder.storage.root)}")
 
 
