@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 OnProgress = Callable[[int, int], None]
+_PHASES = ("sample", "judge", "train", "push")
 _COLUMNS: dict[str, tuple[str, str]] = {
     "round": ("round", "d"),
     "policy_version": ("version", "d"),
@@ -36,14 +38,12 @@ class Terminal:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = 160  # A log has no width: lines stay whole.
         self.times: dict[str, float] = {}
         """Seconds of each phase since `start_round`."""
         self._started = time.perf_counter()
 
     def say(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def start_round(self) -> None:
         """Forget the times of the round before."""
@@ -51,7 +51,8 @@ class Terminal:
 
     def seconds(self) -> dict[str, float]:
         """`time/<phase>_s` of each phase of this round, and of the round itself."""
-        phases = {f"time/{name}_s": seconds for name, seconds in self.times.items()}
+        times = {**dict.fromkeys(_PHASES, 0.0), **self.times}  # After a crash, a round may need no sampling.
+        phases = {f"time/{name}_s": seconds for name, seconds in times.items()}
         return {**phases, "time/round_s": time.perf_counter() - self._started}
 
     @contextmanager
@@ -81,16 +82,14 @@ class Terminal:
             self.say(f"  [yellow]the gate refused this candidate: {row['gate/reason']}[/yellow]")
 
     def round_table(self, rows: Sequence[dict]) -> None:
-        """All rounds, below each other."""
+        """All rounds, below each other; narrow enough for 80 columns."""
+        names = [name for name in _COLUMNS if name not in ("time/judge_s", "time/push_s")]
         extra = _judge_metrics(rows)
-        table = Table(
-            *(title for title, _ in _COLUMNS.values()), *(name.removeprefix("eval/") for name in extra)
-        )
+        titles = [*(_COLUMNS[name][0] for name in names), *(name.removeprefix("eval/") for name in extra)]
+        table = Table(*titles, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row in rows:
-            table.add_row(
-                *(_cell(row, name) for name in _COLUMNS),
-                *(f"{row.get(name, float('nan')):.2f}" for name in extra),
-            )
+            cells = [f"{row.get(name, float('nan')):.2f}" for name in extra]
+            table.add_row(*(_cell(row, name) for name in names), *cells)
         self.console.print(table)
 
 
