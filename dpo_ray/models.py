@@ -11,11 +11,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from dpo_ray.batching import pad_rows
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.registry import Canary
 from dpo_ray.types import TokenSequence
+
+disable_progress_bar()  # Jobs show their own progress.
 
 
 def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -95,6 +96,7 @@ def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> st
     One that already serves this run with these settings is left as it is, in-flight requests included.
     ValueError: the port is taken.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Of this process: replicas have their own logs.
     if not _serve_runs():
         _check_port(serving)
     serve.start(http_options={"host": serving.host, "port": serving.port})
