@@ -12,7 +12,3 @@ def share_of_vowels(completions: Sequence[Completion]) -> list[float]:
 
 def not_a_number(completions: Sequence[Completion]) -> list[float]:
     return [float("nan")] * len(completions)
-
-
-def broken(completions: Sequence[Completion]) -> list[float]:
-    raise KeyError("reward")

@@ -109,15 +109,10 @@ def test_too_small_a_cluster_is_said_so(head: Head, offline: list[str], wrong: s
     assert_one_sentence(errors, lacks, "add nodes")
 
 
-@pytest.mark.parametrize(
-    ("judge", "fragments"), [("not_a_number", ["nan"]), ("broken", ["KeyError", "reward"])]
-)
-def test_judge_that_fails_ends_the_job(
-    head: Head, offline: list[str], judge: str, fragments: list[str]
-) -> None:
-    function = f"tests.integration.judges:{judge}"
+def test_judge_that_answers_nonsense_ends_the_job(head: Head, offline: list[str]) -> None:
+    function = "tests.integration.judges:not_a_number"
     code, errors = failing_job(
         [*offline, f"--judge.function={function}", f"--serving.port={head.http_port}"], head.environment
     )
     assert code == 1
-    assert_one_sentence(errors, function, *fragments)
+    assert_one_sentence(errors, function, "nan")

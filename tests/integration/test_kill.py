@@ -62,7 +62,6 @@ def test_killed_driver_goes_on_when_it_is_run_again(head: Head, starter: Path, t
         "metrics.jsonl",  # The first round samples.
         "rounds/00000/manifest.json",  # It trains.
         "policies/v00001/manifest.json",  # It pushes.
-        "rounds/00001/samples.jsonl",  # The second round keeps its pairs.
     ]
     for marker in deaths:
         job = start_job(JOB, command, log, head.environment)
