@@ -52,7 +52,7 @@ def test_two_rounds_on_real_prompts(
 @needs_data
 def test_offline_dpo_on_hh_rlhf_beats_chance(head: Head, text_model: Path, tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    data = [f"--model={text_model}", f"--pairs={HH}", "--max_length=256", "--max_pairs=320"]
+    data = [f"--model={text_model}", f"--pairs={HH}", "--max_length=384", "--max_pairs=512"]
     rate = ["--training.learning_rate=1e-3", "--training.cpus_per_worker=0.25"]
     run_job("jobs/offline_dpo.py", [f"--run_dir={run_dir}", *data, *rate], log, head.environment)
     epoch = metric_rows(run_dir, "round")[0]
