@@ -58,7 +58,7 @@ CODE = "\n".join(
     path.read_text()
     for folder in ("dpo_ray", "serve", "jobs")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path.name != "config.py"
+    if path.parent.name != "config"
 )
 
 

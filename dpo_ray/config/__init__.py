@@ -1,0 +1,39 @@
+"""Every setting of every job, in one frozen tree that is parsed before torch is imported."""
+
+from dpo_ray.config.jobs import IterativeDPOConfig, JobConfig, OfflineDPOConfig, ServeConfig
+from dpo_ray.config.loss import LossConfig
+from dpo_ray.config.section import Section
+from dpo_ray.config.sections import (
+    BufferConfig,
+    ClusterConfig,
+    EvaluationConfig,
+    GateConfig,
+    JudgeConfig,
+    PairingConfig,
+    SamplingConfig,
+    ServingConfig,
+)
+from dpo_ray.config.settings import CONFIGS, Settings, exit_with, parse_config
+from dpo_ray.config.training import TrainingConfig
+
+__all__ = [
+    "CONFIGS",
+    "BufferConfig",
+    "ClusterConfig",
+    "EvaluationConfig",
+    "GateConfig",
+    "IterativeDPOConfig",
+    "JobConfig",
+    "JudgeConfig",
+    "LossConfig",
+    "OfflineDPOConfig",
+    "PairingConfig",
+    "SamplingConfig",
+    "Section",
+    "ServeConfig",
+    "ServingConfig",
+    "Settings",
+    "TrainingConfig",
+    "exit_with",
+    "parse_config",
+]

@@ -1,0 +1,103 @@
+"""The parts of an iterative run, but for training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from dpo_ray.config.section import Section
+
+
+class SamplingConfig(Section):
+    """How the policy is sampled, and the vLLM engine that does it."""
+
+    prompts_per_round: int = Field(default=128, ge=1)
+    """Prompts drawn in each round."""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """Completions per prompt, from which pairs are made."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the training completions."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling bound."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest completion, in tokens."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the deployment, each with an engine of its own."""
+    cpus_per_replica: float = Field(default=1, ge=0)
+    """CPUs that each replica reserves in Ray."""
+    gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs that each replica reserves in Ray; 0 samples on CPU."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that one engine spreads its weights over."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the engine's weights; auto is float32 on CPU and bfloat16 on GPU."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt plus completion, in tokens; unset: the model's own limit."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Sequences that one engine decodes at the same time."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of the GPU that an engine takes."""
+    cpu_kv_cache_mib: int = Field(default=128, ge=1)
+    """Key-value cache of a CPU engine, in MiB."""
+
+
+class JudgeConfig(Section):
+    """Who says which completion is better."""
+
+    function: str = "dpo_ray.film_reviews:judge_reviews"
+    """Import path `module:function` of a judge: a list of completions in, a list of judgements out."""
+    actors: int = Field(default=1, ge=1)
+    """Judge actors; completions are divided among them."""
+    cpus_per_actor: float = Field(default=1, ge=0)
+    """CPUs that each judge actor reserves in Ray."""
+
+
+class PairingConfig(Section):
+    """How scored completions become pairs."""
+
+    rule: Literal["best_vs_worst", "all_pairs"] = "best_vs_worst"
+    """Which completions of one prompt are paired."""
+    min_margin: float = Field(default=0.0, ge=0.0)
+    """Pairs whose rewards differ by this much or less are dropped as ties."""
+
+
+class BufferConfig(Section):
+    """Where pairs are kept, and which of them a round trains on."""
+
+    url: str | None = None
+    """SQLAlchemy URL of the store; unset: buffer.sqlite in the run's folder."""
+    pairs_per_round: int = Field(default=256, ge=1)
+    """Most pairs in one round's snapshot; more are drawn at random."""
+    max_age: int | None = Field(default=None, ge=0)
+    """Oldest pairs a round may train on, in policy versions; unset: all."""
+
+
+class EvaluationConfig(Section):
+    """What is measured after each round, on prompts that no round trains on."""
+
+    prompts: int = Field(default=128, ge=1)
+    """Held-out prompts."""
+    samples_per_prompt: int = Field(default=2, ge=1)
+    """Completions per held-out prompt."""
+
+
+class GateConfig(Section):
+    """Bounds that a trained version must keep to go live."""
+
+    max_chosen_drop: float | None = Field(default=None, gt=0)
+    """Most nats that the mean chosen log-prob may fall below the reference's; unset: no bound."""
+
+
+class ServingConfig(Section):
+    """The live policy's HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    wait_for_resources_s: float = Field(default=0, ge=0)
+    """Seconds to wait until the cluster has what the job reserves; give an autoscaling one time to grow."""
