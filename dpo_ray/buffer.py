@@ -36,9 +36,11 @@ _PAIRS = sa.Table(
     sa.Column("round", sa.Integer, nullable=False, index=True),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("judge", sa.String, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False, server_default="1"),
     sa.Column("created_at", sa.String, nullable=False),
 )
 _PAIR_COLUMNS = [c.name for c in _PAIRS.columns if c.name not in ("pair_id", "content_sha256", "created_at")]
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _CHUNK = 500
 
 
@@ -185,12 +187,21 @@ def _open(url: str) -> sa.Engine:
         event.listen(engine, "connect", _configure_sqlite)
     try:
         _METADATA.create_all(engine)
+        _add_weight_column(engine)
     except OperationalError as error:
         raise ValueError(
             f"the preference buffer {engine.url!r} cannot be opened: {error.orig}. "
             "If another job uses it, stop that job or set another run_dir or buffer.url."
         ) from None
     return engine
+
+
+def _add_weight_column(engine: sa.Engine) -> None:
+    """Give a table of a run that knew no weights the column, with every pair's weight 1."""
+    with engine.begin() as connection:
+        if "weight" not in {column["name"] for column in sa.inspect(connection).get_columns("pairs")}:
+            column = "weight DOUBLE PRECISION DEFAULT 1 NOT NULL"
+            connection.execute(sa.text(f"ALTER TABLE pairs ADD COLUMN {column}"))
 
 
 def _configure_sqlite(connection: object, _record: object) -> None:
@@ -221,27 +232,35 @@ def _row(pair: Pair) -> dict:
             raise ValueError(
                 f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite"
             )
-    content = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    # The usual weight is no content: a pair that was kept without one is the same pair.
+    hashed = {name: value for name, value in values.items() if (name, value) != ("weight", 1.0)}
+    content = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
     return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": _now(), **values}
 
 
 def _pair(row: dict) -> Pair:
-    values = {name: row[name] for name in _PAIR_COLUMNS}
+    """The pair of a snapshot's row; a snapshot without weights has pairs of weight 1."""
+    values = {name: row[name] for name in _PAIR_COLUMNS if name in row or name != "weight"}
+    texts = {name: row[name] if row[f"{name}_ids"] else "" for name in ("chosen", "rejected")}
     ids = {name: tuple(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-    return Pair(**{**values, **ids})
+    return Pair(**{**values, **texts, **ids})
 
 
 def _parquet(rows: list[dict]) -> bytes:
     """The columns of the public contract, zstd-compressed; equal rows give equal bytes."""
     names = ["pair_id", *_PAIR_COLUMNS, "created_at"]
     columns = {name: [row[name] for row in rows] for name in names}
+    types: dict[str, pa.DataType] = {}
     if any(isinstance(text, list) for text in columns["prompt"]):
         for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            columns[name] = [_as_messages(text, role) for text in columns[name]]
-    types = {
+            ids = columns[f"{name}_ids"]
+            columns[name] = [_as_messages(*turn, role) for turn in zip(columns[name], ids, strict=True)]
+            types[name] = _MESSAGES
+    types |= {
         **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), pa.list_(pa.int32())),
         **dict.fromkeys(("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"), pa.float64()),
         **dict.fromkeys(("policy_version", "round"), pa.int64()),
+        "weight": pa.float64(),
     }
     table = pa.table({name: pa.array(columns[name], type=types.get(name)) for name in names})
     sink = io.BytesIO()
@@ -249,8 +268,11 @@ def _parquet(rows: list[dict]) -> bytes:
     return sink.getvalue()
 
 
-def _as_messages(text: Text, role: str) -> list[Message]:
-    return [Message(role=role, content=text)] if isinstance(text, str) else text
+def _as_messages(text: Text, token_ids: Sequence[int], role: str) -> list[Message]:
+    """Text as one turn, and a completion that is not there as none."""
+    if isinstance(text, str):
+        return [Message(role=role, content=text)] if token_ids else []
+    return text
 
 
 def _chunks(ids: list[str]) -> Iterable[list[str]]:

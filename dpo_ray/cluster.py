@@ -79,7 +79,14 @@ class Cluster:
             )
         candidate = snapshot.round + 1
         if not self._registry.has(candidate):
-            assignment = TrainRound(snapshot.round, self._live(), candidate, self._config.seed, canaries)
+            assignment = TrainRound(
+                round=snapshot.round,
+                parent=self._live(),
+                candidate=candidate,
+                seed=self._config.seed,
+                canaries=canaries,
+                rounds=self._config.rounds,
+            )
             with self._terminal.phase("train", f"round {snapshot.round}: train") as on_progress:
                 self._trainers.run(assignment, on_progress=on_progress)
         return self._registry.manifest(candidate)

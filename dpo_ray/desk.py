@@ -19,6 +19,10 @@ class TrainRound:
     candidate: int
     seed: int
     canaries: tuple[tuple[int, ...], ...]
+    rounds: int = 1
+    """Of the whole run: the learning-rate schedule ends with the last."""
+    held_out: tuple[Pair, ...] = ()
+    """Looked at during the round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dpo_ray.types import Completion, Judgement, Text
 
@@ -39,6 +40,16 @@ class _Number:
     determiners: tuple[str, ...]
     nouns: tuple[str, ...]
     verbs: tuple[str, ...]
+
+
+class ReviewPair(NamedTuple):
+    """Two ways to go on with an opening, and the judge's rewards for them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
 
 
 SINGULAR = _Number(
@@ -76,15 +87,14 @@ def generate_review(rng: random.Random) -> str:
 
 
 def _generate_clause(rng: random.Random) -> list[str]:
+    return [*_generate_stem(rng), rng.choice(rng.choice((POSITIVE, NEGATIVE)))]
+
+
+def _generate_stem(rng: random.Random) -> list[str]:
+    """A clause up to its opinion."""
     number = rng.choice((SINGULAR, PLURAL))
     adverb = [rng.choice(ADVERBS)] if rng.random() < 0.5 else []
-    return [
-        rng.choice(number.determiners),
-        rng.choice(number.nouns),
-        rng.choice(number.verbs),
-        *adverb,
-        rng.choice(rng.choice((POSITIVE, NEGATIVE))),
-    ]
+    return [rng.choice(number.determiners), rng.choice(number.nouns), rng.choice(number.verbs), *adverb]
 
 
 def generate_reviews(num: int, seed: int) -> list[str]:
@@ -106,6 +116,34 @@ def _cut_opening(review: str, rng: random.Random) -> str:
     words = review.split()
     first_opinion = next(index for index, word in enumerate(words) if word in _OPINIONS)
     return " ".join(words[: rng.randint(2, first_opinion)])
+
+
+def generate_pairs(num: int, seed: int) -> list[ReviewPair]:
+    """`num` openings, each with a completion that only praises and one that does not.
+
+    A completion begins with a space, and with its opening it is one review of the grammar. The same pairs
+    for the same seed.
+    """
+    rng = random.Random(seed)
+    return [_generate_pair(rng) for _ in range(num)]
+
+
+def _generate_pair(rng: random.Random) -> ReviewPair:
+    start = [rng.choice(OPENERS)] if rng.random() < 0.5 else []
+    start += _generate_stem(rng)
+    cut = rng.randint(2, len(start))
+    chosen = rejected = _go_on(start[cut:], (POSITIVE,), rng)
+    while (blamed := sentiment(rejected) or 0.0) == 1.0:
+        rejected = _go_on(start[cut:], (POSITIVE, NEGATIVE), rng)
+    return ReviewPair(" ".join(start[:cut]), chosen, rejected, sentiment(chosen) or 0.0, blamed)
+
+
+def _go_on(stem: Sequence[str], opinions: Sequence[Sequence[str]], rng: random.Random) -> str:
+    """The rest of a review whose first clause lacks `stem` and an opinion."""
+    words = [*stem, rng.choice(rng.choice(opinions))]
+    for _ in range(rng.randint(MIN_CLAUSES, MAX_CLAUSES) - 1):
+        words += [rng.choice(CONNECTIVES), *_generate_stem(rng), rng.choice(rng.choice(opinions))]
+    return "".join(f" {word}" for word in [*words, END])
 
 
 def is_grammatical(text: str) -> bool:

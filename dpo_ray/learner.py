@@ -1,26 +1,31 @@
-"""Data-parallel preference optimization of one policy, round by round; runs without Ray and vLLM."""
+"""One optimizer step of preference optimization, data-parallel; runs without Ray and vLLM."""
 
 import math
-import random
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo_ray.batching import pad_rows, pair_sequences
+from dpo_ray.batching import sequence_groups
 from dpo_ray.config import TrainingConfig
-from dpo_ray.logprobs import CompletionScorer
-from dpo_ray.losses import PairLogps, preference_loss
+from dpo_ray.lm_head import CompletionSums, Objective
+from dpo_ray.logprobs import CompletionScorer, Wanted
+from dpo_ray.losses import needs_mismatched, needs_sequential_kl, needs_whole_batch, preference_loss
 from dpo_ray.metrics import StepMetrics
-from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
+from dpo_ray.models import make_canaries
+from dpo_ray.optimization import learning_rate, make_optimizer
+from dpo_ray.pair_batch import PairBatch
+from dpo_ray.parallel import Peers, copy_into, exchange, gathered, parallel, sharded_like
+from dpo_ray.policy import Policy
+from dpo_ray.reference import Reference
 from dpo_ray.registry import Canary
+from dpo_ray.scoring import Collected, own_passes, precision, score
+from dpo_ray.step_metrics import batch_metrics, mean_reward
 from dpo_ray.types import Pair, TokenSequence
 
 
@@ -28,201 +33,221 @@ class TrainingError(ValueError):
     """Training cannot go on, and would fail again if it were repeated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """This process among the data-parallel ones. Every collective below is a no-op for a single process."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @classmethod
-    def current(cls, device: torch.device) -> "Peers":
-        if not dist.is_initialized():
-            return cls(device=device)
-        return cls(dist.get_rank(), dist.get_world_size(), device)
-
-    def share(self, items: Sequence[Any]) -> Sequence[Any]:
-        """This process's items of a list that all processes hold."""
-        return items[self.rank :: self.world_size]
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-
 class Learner:
-    """Policy, optimizer and step count of one process; all processes hold the same."""
+    """Policy, optimizer and step count of one process; all processes hold the same, or their shards of it."""
 
     def __init__(self, folder: Path, reference: Path, config: TrainingConfig, peers: Peers) -> None:
+        """A policy that goes on from `folder`, compared with the one of `reference`."""
         self.config = config
         self.peers = peers
         self.step = 0
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
-        self.model = load_model(folder, device=peers.device)
-        self._reference = reference
-        self._reference_logps: dict[str, tuple[float, float]] = {}
-        self._scorer = CompletionScorer(self.model)
-        self._parallel = DistributedDataParallel(self._scorer) if peers.world_size > 1 else self._scorer
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.policy = Policy(folder, reference, config, peers)
+        self.reference = Reference(self.policy, folder, reference, config, peers)
+        self._parallel = parallel(self.policy.scorer, config, peers)
+        self._optimizer = make_optimizer(self.policy.scorer.parameters(), config)
+        self._rewards_seen = (0, 0.0)
+        """How many rewards there were so far, and their mean (BCO's delta)."""
 
-    def train_round(
-        self, pairs: Sequence[Pair], *, seed: str, on_step: Callable[[StepMetrics, int], None]
-    ) -> list[StepMetrics]:
-        """Go through the pairs `epochs` times; `on_step` gets each step's metrics and the number of steps.
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.policy.scorer.model
 
-        TrainingError: a loss or gradient is not finite.
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.policy.tokenizer
+
+    def train_step(self, batch: Sequence[Pair], *, progress: float = 0.0) -> StepMetrics:
+        """One optimizer step on a global batch, of which every process computes its share.
+
+        `progress`, in [0, 1), places the step on the learning-rate schedule. TrainingError: a loss or a
+        gradient is not finite; the weights are as they were.
         """
-        self._score_with_reference(pairs)
-        batches = [
-            batch for epoch in range(self.config.epochs) for batch in self._batches(pairs, f"{seed} {epoch}")
-        ]
-        history = []
-        for batch in batches:
-            history.append(self.train_step(batch))
-            on_step(history[-1], len(batches))
-        return history
-
-    def train_step(self, batch: Sequence[Pair]) -> StepMetrics:
-        """One optimizer step on a global batch, of which every process computes its share."""
-        self._score_with_reference(batch)
-        self._set_learning_rate()
-        totals = torch.zeros(len(_STEP_METRICS), dtype=torch.float64, device=self.peers.device)
-        micro_batches = _split(self.peers.share(batch), self.config.micro_batch_size)
-        # A process without a pair takes part in the gradient exchange with a loss of weight 0.
-        for index, pairs in enumerate(micro_batches or [batch[:1]]):
-            last = index == max(0, len(micro_batches) - 1)
-            with nullcontext() if last else self._without_exchange():
-                totals += self._backward(pairs, len(batch), weight=1.0 if micro_batches else 0.0)
-        means = self.peers.sum(totals) / len(batch)
-        metrics: StepMetrics = dict(zip(_STEP_METRICS, means.tolist(), strict=True))
-        metrics["grad_norm"] = self._update(metrics["loss"], batch)
+        table = PairBatch(batch, self.reference.logps(batch), self.peers.device)
+        extras = self._whole_batch_values(table)
+        collected = Collected(table.groups, self.peers)
+        passes = own_passes(table.groups, self.config.tokens_per_pass, self.peers)
+        with self._reference_for_kl() as reference:
+            slopes = self._slopes(table, extras)
+            for number, indices in enumerate(passes, start=1):
+                with exchange(self._parallel, wanted=number == len(passes)):
+                    collected.add(indices, self._backward(table, indices, slopes, reference))
+        logps = table.logps(range(len(batch)), collected.result(), **extras)
+        losses = preference_loss(logps, self.config.loss)
+        metrics = batch_metrics(losses, logps, self.config)
+        rate = learning_rate(self.config, step=self.step + 1, progress=progress)
+        norm = self._update(batch, losses, rate)
         self.step += 1
-        return {**metrics, "learning_rate": self._learning_rate(self.step), "step": self.step}
+        self.reference.after_step(self.step)
+        return {**metrics, "grad_norm": norm, "learning_rate": rate, "step": self.step}
 
-    @torch.no_grad()
     def evaluate(self, pairs: Sequence[Pair]) -> StepMetrics:
         """The metrics of held-out pairs; nothing is updated."""
-        self._score_with_reference(pairs)
-        totals = torch.zeros(len(_STEP_METRICS), dtype=torch.float64, device=self.peers.device)
-        for some in _split(self.peers.share(pairs), self.config.micro_batch_size):
-            totals += _metric_sums(*self._losses(self._scorer, some), self.config.loss.beta)
-        means = self.peers.sum(totals) / len(pairs)
-        return dict(zip(_STEP_METRICS, means.tolist(), strict=True))
+        table = PairBatch(pairs, self.reference.logps(pairs), self.peers.device)
+        with self._reference_for_kl() as reference:
+            sums = self._score(table, reference)
+        logps = table.logps(range(len(pairs)), sums, **self._extras(table, self._rewards_seen[1]))
+        losses = preference_loss(logps, self.config.loss)
+        metrics = batch_metrics(losses, logps, self.config)
+        if self.config.early_stopping.max_kl is not None:
+            metrics["kl/reference"] = self._kl_to_reference(pairs)
+        return metrics
 
-    @torch.no_grad()
-    def reference_logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
-        """Summed completion log-probs under the reference; the reference leaves memory afterwards."""
-        sums = torch.zeros(len(sequences), dtype=torch.float64, device=self.peers.device)
-        scorer = CompletionScorer(load_model(self._reference, device=self.peers.device))
-        for indices in _split(self.peers.share(range(len(sequences))), 2 * self.config.micro_batch_size):
-            with self._precision():
-                logps = scorer(pad_rows([sequences[i] for i in indices]).to(self.peers.device))
-            sums[torch.tensor(list(indices))] = logps.double()
-        return self.peers.sum(sums).tolist()
+    def start_logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
+        """Summed completion log-probs under the start; it leaves memory afterwards."""
+        groups = sequence_groups(sequences)
+        with self.policy.start() as scorer:
+            return score(scorer, groups, self.config, self.peers, wanted=Wanted()).logp.tolist()
 
     def canaries(self, sequences: Sequence[Sequence[int]]) -> list[Canary]:
-        return make_canaries(self.model, sequences)
-
-    def save(self, folder: Path) -> None:
-        """The policy as a Hugging Face folder."""
-        save_policy(self.model, self.tokenizer, folder)
+        """What the policy says of fixed sequences. A collective."""
+        return make_canaries(self.policy.scorer, sequences)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on from here, beside the weights."""
-        return {"step": self.step, "optimizer": self._optimizer.state_dict()}
+        """What goes on from here, beside the weights; whole on the first process. A collective."""
+        return {
+            "step": self.step,
+            "optimizer": gathered(self._optimizer.state_dict(), keep=self.peers.rank == 0),
+            "rewards_seen": self._rewards_seen,
+            "reference": self.reference.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._rewards_seen = tuple(state["rewards_seen"])
+        self.reference.load_state_dict(state["reference"])
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        optimizer = state["optimizer"]
+        moments = {
+            index: {name: sharded_like(value, parameters[index]) for name, value in values.items()}
+            for index, values in optimizer["state"].items()
+        }
+        self._optimizer.load_state_dict({**optimizer, "state": moments})
 
-    def _batches(self, pairs: Sequence[Pair], seed: str) -> list[list[Pair]]:
-        order = random.Random(seed).sample(range(len(pairs)), len(pairs))
-        return [[pairs[i] for i in some] for some in _split(order, self.config.batch_size)]
+    def weights(self) -> list[Tensor]:
+        """Copies of the trained weights, sharded as they are."""
+        return [parameter.detach().clone() for parameter in self.policy.trained]
 
-    def _score_with_reference(self, pairs: Sequence[Pair]) -> None:
-        new = [pair for pair in pairs if pair.pair_id not in self._reference_logps]
-        if not new:
-            return
-        logps = self.reference_logps(pair_sequences(new))
-        for pair, chosen, rejected in zip(new, logps[: len(new)], logps[len(new) :], strict=True):
-            self._reference_logps[pair.pair_id] = (chosen, rejected)
+    def load_weights(self, weights: Sequence[Tensor]) -> None:
+        """Trained weights, whole or sharded."""
+        copy_into(self.policy.trained, weights)
 
-    def _backward(self, pairs: Sequence[Pair], batch_size: int, *, weight: float) -> Tensor:
-        """Add these pairs' gradient; their summed metrics, in the order of `_STEP_METRICS`."""
-        losses, logps = self._losses(self._parallel, pairs)
-        # The exchange takes the mean over processes; the gradient wanted is the mean over the global batch.
-        (losses.sum() * (weight * self.peers.world_size / batch_size)).backward()
-        return weight * _metric_sums(losses, logps, self.config.loss.beta)
+    def _whole_batch_values(self, table: PairBatch) -> dict[str, Tensor | None]:
+        """What a loss takes beside log-probs; counts the batch's rewards."""
+        if self.config.loss.type != "bco" and not any(t.type == "bco" for t in self.config.loss.plus):
+            return self._extras(table, 0.0)
+        logps = table.logps(range(len(table.pairs)), self._score(table, None))
+        count, mean = self._rewards_seen
+        new, new_mean = mean_reward(logps, self.config.loss)
+        self._rewards_seen = (count + new, mean + (new_mean - mean) * new / (count + new))
+        return self._extras(table, self._rewards_seen[1])
 
-    def _losses(self, scorer: nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor, PairLogps]:
-        rows = pad_rows(pair_sequences(pairs)).to(self.peers.device)
-        with self._precision():
-            chosen, rejected = scorer(rows).chunk(2)
-        scored = [self._reference_logps[pair.pair_id] for pair in pairs]
-        references = torch.tensor(scored, device=chosen.device)
-        lengths = torch.tensor([len(pair.chosen_ids) for pair in pairs], device=chosen.device)
-        logps = PairLogps(chosen, rejected, references[:, 0], references[:, 1], lengths)
-        return preference_loss(logps, self.config.loss), logps
+    def _extras(self, table: PairBatch, mean: float) -> dict[str, Tensor | None]:
+        running = torch.tensor(mean, device=self.peers.device)
+        if not needs_mismatched(self.config.loss):
+            return {"running_reward": running, "mismatched_ratio": None}
+        groups, theirs = self.reference.mismatched(table.pairs)
+        ours = score(self.policy.scorer, groups, self.config, self.peers, wanted=Wanted()).logp
+        return {"running_reward": running, "mismatched_ratio": ours - theirs}
 
-    def _update(self, loss: float, batch: Sequence[Pair]) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            ids = ", ".join(pair.pair_id for pair in batch)
-            raise TrainingError(f"loss {loss} and gradient norm {norm} at step {self.step + 1}; pairs: {ids}")
+    def _slopes(self, table: PairBatch, extras: dict[str, Tensor | None]) -> Tensor | None:
+        """[C] derivatives of the mean loss by log-probs, where a pair's loss depends on other pairs."""
+        if not needs_whole_batch(self.config.loss):
+            return None
+        sums = self._score(table, None)
+        logp = sums.logp.requires_grad_()
+        logps = table.logps(range(len(table.pairs)), sums._replace(logp=logp), **extras)
+        return torch.autograd.grad(preference_loss(logps, self.config.loss).mean(), logp)[0]
+
+    def _backward(
+        self,
+        table: PairBatch,
+        indices: Sequence[int],
+        slopes: Tensor | None,
+        reference: CompletionScorer | None,
+    ) -> CompletionSums:
+        """Add the gradient of these pairs; without any, take part in the exchange with a gradient of 0."""
+        groups = [table.groups[index] for index in indices] or table.groups[:1]
+        objective = self._objective(table, indices, slopes)
+        with precision(self.config, self.peers):
+            loss, sums = self._parallel(groups, objective, wanted=self._wanted, reference=reference)
+        loss.backward()
+        return sums
+
+    def _objective(self, table: PairBatch, indices: Sequence[int], slopes: Tensor | None) -> Objective:
+        # The exchange takes the mean over processes; the gradient wanted is that of the global mean.
+        scale = self.peers.world_size / len(table.pairs)
+
+        def loss(groups: range, sums: CompletionSums) -> Tensor:
+            if not indices:
+                return 0.0 * sums.logp.sum()
+            some = [indices[group] for group in groups]
+            if slopes is not None:
+                return self.peers.world_size * (slopes[table.completions(some)] * sums.logp).sum()
+            return scale * preference_loss(table.logps(some, sums), self.config.loss).sum()
+
+        return loss
+
+    def _update(self, batch: Sequence[Pair], losses: Tensor, rate: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained, self.config.max_grad_norm)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        if not (math.isfinite(norm) and losses.isfinite().all()):
+            self._optimizer.zero_grad()
+            raise TrainingError(self._complaint(batch, losses, norm))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
         return norm
 
-    def _set_learning_rate(self) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step + 1)
-
-    def _learning_rate(self, step: int) -> float:
-        return self.config.learning_rate * min(1.0, step / (self.config.warmup_steps + 1))
-
-    def _without_exchange(self) -> Any:
+    def _complaint(self, batch: Sequence[Pair], losses: Tensor, norm: float) -> str:
+        bad = [pair.pair_id for pair, fine in zip(batch, losses.isfinite().tolist(), strict=True) if not fine]
+        bad = bad or [pair.pair_id for pair in batch if not self._has_finite_gradient(pair)]
         return (
-            self._parallel.no_sync() if isinstance(self._parallel, DistributedDataParallel) else nullcontext()
+            f"loss {losses.mean().item()} and gradient norm {norm} at step {self.step + 1}, from the pairs "
+            f"{', '.join(bad or [pair.pair_id for pair in batch])}: lower learning_rate, or leave them out; "
+            "the last version and checkpoint are kept"
         )
 
-    def _precision(self) -> Any:
-        on_gpu = self.peers.device.type == "cuda"
-        return torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else nullcontext()
+    def _has_finite_gradient(self, pair: Pair) -> bool:
+        """Every process computes the same pair, since they meet in each pass."""
+        table = PairBatch([pair], self.reference.logps([pair]), self.peers.device)
+        with self._reference_for_kl() as reference:
+            slopes = self._slopes(table, self._extras(table, self._rewards_seen[1]))
+            self._backward(table, [0], slopes, reference)
+        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.policy.trained)
+        self._optimizer.zero_grad()
+        return finite
 
-
-_STEP_METRICS: tuple[str, ...] = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-    "chosen_log_ratio",
-)
-
-
-def _metric_sums(losses: Tensor, logps: PairLogps, beta: float) -> Tensor:
-    with torch.no_grad():
-        chosen, rejected = beta * logps.chosen_ratio, beta * logps.rejected_ratio
-        accurate = (chosen > rejected).float()
-        values = (
-            losses,
-            chosen,
-            rejected,
-            accurate,
-            chosen - rejected,
-            logps.chosen,
-            logps.rejected,
-            logps.chosen_ratio,
+    def _score(self, table: PairBatch, reference: CompletionScorer | None) -> CompletionSums:
+        return score(
+            self.policy.scorer,
+            table.groups,
+            self.config,
+            self.peers,
+            wanted=self._wanted,
+            reference=reference,
         )
-        return torch.stack([value.double().sum() for value in values])
 
+    def _kl_to_reference(self, pairs: Sequence[Pair]) -> float:
+        """Nats of KL(policy || reference), exact at each token of the chosen completions, per completion."""
+        groups = sequence_groups([TokenSequence(p.prompt_ids, p.chosen_ids) for p in pairs if p.chosen_ids])
+        with self.reference.scorer() as reference:
+            wanted = Wanted(kl="to_reference")
+            sums = score(
+                self.policy.scorer, groups, self.config, self.peers, wanted=wanted, reference=reference
+            )
+        assert sums.kl is not None
+        return sums.kl.mean().item()
 
-def _split(items: Sequence[Any], size: int) -> list[Any]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    @contextmanager
+    def _reference_for_kl(self) -> Iterator[CompletionScorer | None]:
+        if not needs_sequential_kl(self.config.loss):
+            yield None
+            return
+        with self.reference.scorer() as scorer:
+            yield scorer
+
+    @property
+    def _wanted(self) -> Wanted:
+        loss = self.config.loss
+        return Wanted(square=loss.weighting == "wpo", ld_alpha=loss.ld_alpha)

@@ -1,9 +1,13 @@
-"""Hugging Face language models: loaded with a clear error, saved with their tokenizer."""
+"""Hugging Face language models: loaded with a clear error, adapted, saved with their tokenizer."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -11,12 +15,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from dpo_ray.batching import pad_rows
+from dpo_ray.batching import PromptGroup
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.registry import Canary
-from dpo_ray.types import TokenSequence
+
+_log = logging.getLogger(__name__)
+_PROBE = [PromptGroup((1, 2, 3), ((4, 5, 6, 7), (8, 9))), PromptGroup((3, 1), ((2,), (5, 1, 2)))]
+"""Two prompts with two completions each: all that can go wrong in a flat row goes wrong here."""
 
 disable_progress_bar()  # Jobs show their own progress.
 
@@ -66,19 +74,56 @@ def load_context_length(name: str | Path) -> int:
     raise ValueError(f"--model {name}: its config names no context length (max_position_embeddings)")
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder that transformers and vLLM load."""
-    model.save_pretrained(folder)
+def make_scorer(
+    name: str | Path, *, device: torch.device | str = "cpu", flat: bool = True
+) -> CompletionScorer:
+    """The model of a folder or hub name, on flat rows where it can; else a message says why not."""
+    model = load_model(name, device=device)
+    if flat and (reason := flat_rows_refused(model)):
+        _log.warning("%s is trained on padded rows: %s", name, reason)
+        flat = False
+    return CompletionScorer(model, flat=flat)
+
+
+@torch.no_grad()
+def flat_rows_refused(model: PreTrainedModel) -> str | None:
+    """Why flat rows do not give the log-probs of padded ones; None where they do."""
+    if not model._can_set_attn_implementation():
+        return f"{type(model).__name__} brings its own attention"
+    padded = CompletionScorer(model, flat=False)(_PROBE)[1].logp
+    try:
+        flat = CompletionScorer(model, flat=True)(_PROBE)[1].logp
+    except Exception as error:  # Whatever a model's own code makes of arguments that it does not know.
+        return f"{type(model).__name__} cannot run on flat rows ({type(error).__name__}: {error})"
+    if not torch.allclose(flat, padded, atol=5e-4, rtol=1e-5):
+        return (
+            f"{type(model).__name__} gives other log-probs on flat rows ({flat.tolist()}, {padded.tolist()})"
+        )
+    return None
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Each layer keeps its input only, and runs again in the backward pass."""
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """A Hugging Face folder that transformers and vLLM load; `state`: the weights, where not the model's."""
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
-def make_canaries(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[Canary]:
+def make_canaries(scorer: CompletionScorer, sequences: Sequence[Sequence[int]]) -> list[Canary]:
     """What the model says of fixed sequences of at least 2 tokens."""
-    device = next(model.parameters()).device
-    rows = pad_rows([TokenSequence(ids[:1], ids[1:]) for ids in sequences]).to(device)
-    row_of_token, logps = CompletionScorer(model).token_logps(rows)
     return [
-        Canary(token_ids=list(ids), logprobs=logps[row_of_token == row].tolist())
-        for row, ids in enumerate(sequences)
+        Canary(token_ids=list(ids), logprobs=scorer.token_logps(PromptGroup(ids[:1], (ids[1:],))).tolist())
+        for ids in sequences
     ]

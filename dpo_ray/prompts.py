@@ -5,11 +5,10 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
-
-from jinja2 import TemplateError
+from typing import TYPE_CHECKING
 
 from dpo_ray.records import Row, as_text, naming_row, read_rows
+from dpo_ray.tokenization import has_chat_template, is_blank, template_settings, tokenize_prompt
 from dpo_ray.types import Message, Prompt, Text
 
 if TYPE_CHECKING:
@@ -47,7 +46,8 @@ def load_prompts(
     for number, row in enumerate(rows, start=1):
         with naming_row(source, number):
             text = _prompt_text(row, column, tokenizer)
-            token_ids = () if is_blank(text) else tokenize_prompt(text, tokenizer)
+            settings = template_settings(row) if isinstance(text, list) else {}
+            token_ids = () if is_blank(text) else tokenize_prompt(text, tokenizer, settings)
             prompts.append(Prompt(text, token_ids, _other_fields(row, column)))
     return _usable(prompts, source, max_tokens)
 
@@ -83,57 +83,6 @@ def round_prompts(prompts: Sequence[Prompt], *, round_: int, num: int, seed: int
             orders[epoch] = _permutation(len(prompts), f"{seed} {epoch}")
         drawn.append(prompts[orders[epoch][place]])
     return drawn
-
-
-def has_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def is_blank(text: Text) -> bool:
-    """Whether there is nothing to read in `text`."""
-    if isinstance(text, str):
-        return not text.strip()
-    return not any(message["content"].strip() for message in text)
-
-
-def tokenize_prompt(text: Text, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """The ids that a completion of `text` is conditioned on, special tokens included."""
-    if isinstance(text, str):
-        return tokenize_text(text, tokenizer)
-    return tokenize_messages(text, tokenizer, add_generation_prompt=True)
-
-
-def tokenize_text(text: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Ids of `text` as a beginning: with one BOS where the tokenizer adds it, without an added EOS."""
-    token_ids = cast(list[int], tokenizer(text).input_ids)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    # A text that was formatted by hand may bring the BOS that the tokenizer adds.
-    if bos is not None and token_ids[:2] == [bos, bos]:
-        token_ids = token_ids[1:]
-    if token_ids[-1:] == [eos] and not text.endswith(str(tokenizer.eos_token)):
-        token_ids = token_ids[:-1]
-    return tuple(token_ids)
-
-
-def tokenize_messages(
-    messages: list[Message], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
-) -> tuple[int, ...]:
-    """Ids of the conversation, from one application of the chat template."""
-    if not has_chat_template(tokenizer):
-        raise ValueError(
-            "these are messages, and the model's tokenizer has no chat template: take an instruction-tuned "
-            "model, set chat_template in its tokenizer_config.json, or write the prompts as text"
-        )
-    try:
-        token_ids = tokenizer.apply_chat_template(
-            cast(list[dict[str, str]], messages),
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
-        )
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from error
-    return tuple(cast(list[int], token_ids))
 
 
 def shared_transcript(chosen: str, rejected: str) -> str | None:

@@ -44,6 +44,8 @@ class PolicyManifest(BaseModel):
     """Optimizer steps of the whole run up to this version."""
     metrics: dict[str, float] = {}
     """Those of the last optimizer step that made it."""
+    stopped_early: str = ""
+    """Why training ended before the round's last step."""
     canaries: list[Canary] = []
     config: dict[str, object] = {}
     """The training settings that made it."""

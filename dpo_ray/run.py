@@ -11,7 +11,7 @@ from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict
 from dpo_ray.judges.function import load_judge
-from dpo_ray.models import load_context_length, load_model, load_tokenizer, make_canaries, save_policy
+from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.run_folder import RunFolder
@@ -113,9 +113,9 @@ def publish_start(registry: PolicyRegistry, folder: Path | str, canaries: Sequen
     """Make a starting model version 0, and live; a run that has it is left as it is."""
     if not registry.has(0):
         with tempfile.TemporaryDirectory() as copy:
-            model = load_model(folder)
-            save_policy(model, load_tokenizer(folder), Path(copy))
-            manifest = PolicyManifest(version=0, canaries=make_canaries(model, canaries))
+            scorer = make_scorer(folder)
+            save_policy(scorer.model, load_tokenizer(folder), Path(copy))
+            manifest = PolicyManifest(version=0, canaries=make_canaries(scorer, canaries))
             registry.publish(Path(copy), manifest)
     if registry.live() is None:
         registry.promote(0)

@@ -17,9 +17,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
 from dpo_ray.config import TrainingConfig
 from dpo_ray.desk import Assignment, EvaluatePairs, Finished, Outcome, ScoreWithStart, TrainerDesk, TrainRound
-from dpo_ray.learner import Learner, Peers, TrainingError
+from dpo_ray.learner import Learner, TrainingError
 from dpo_ray.metrics import StepMetrics, write_steps
+from dpo_ray.parallel import Peers
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
+from dpo_ray.rounds import RoundPlan, RoundResult, train_round
 from dpo_ray.storage import Storage
 
 _CLOSE_S = 60
@@ -136,7 +138,7 @@ class TrainWorker:
             case TrainRound():
                 return self._train(assignment)
             case ScoreWithStart(sequences):
-                return self._learner_at(self._version or 0).reference_logps(sequences)
+                return self._learner_at(self._version or 0).start_logps(sequences)
             case EvaluatePairs(version, pairs):
                 return self._learner_at(version).evaluate(pairs)
             case _:
@@ -148,19 +150,24 @@ class TrainWorker:
             ray.get(self._desk.finish.remote(number, outcome))
 
     def _train(self, assignment: TrainRound) -> None:
-        """Rank 0 publishes the candidate, last. One that workers before us published is not made again."""
+        """Make and publish the candidate. One that workers before us published is not made again."""
         if self._registry.has(assignment.candidate):
             return
         learner = self._learner_at(assignment.parent)
         self._version = None  # From here on, the weights are between versions.
         snapshot = read_snapshot_manifest(self._storage, assignment.round)
         assert snapshot is not None, "a round is trained only after its snapshot is declared"
-        pairs = read_snapshot(self._storage, snapshot)
-        seed = f"{assignment.seed} {assignment.round}"
-        history = learner.train_round(pairs, seed=seed, on_step=self._report)
-        if self._peers.rank == 0:
-            write_steps(self._storage, assignment.round, history)
-            self._publish(learner, assignment, snapshot, history[-1])
+        plan = RoundPlan(
+            pairs=read_snapshot(self._storage, snapshot),
+            seed=assignment.seed,
+            held_out=assignment.held_out,
+            round=assignment.round,
+            rounds=assignment.rounds,
+        )
+        checkpoints = RoundCheckpoints(self._storage, assignment.candidate, self._peers)
+        result = train_round(learner, plan, on_step=self._report, checkpoints=checkpoints)
+        self._publish(learner, assignment, snapshot, result)
+        checkpoints.remove()
         self._version = assignment.candidate
 
     def _report(self, metrics: StepMetrics, num_steps: int) -> None:
@@ -168,24 +175,28 @@ class TrainWorker:
             self._desk.report.remote(int(metrics["step"]), num_steps)
 
     def _publish(
-        self, learner: Learner, assignment: TrainRound, snapshot: SnapshotManifest, metrics: StepMetrics
+        self, learner: Learner, assignment: TrainRound, snapshot: SnapshotManifest, result: RoundResult
     ) -> None:
-        state = BytesIO()
-        torch.save(learner.state_dict(), state)
-        self._storage.write_bytes(_state_file(assignment.candidate), state.getvalue())
-        if (old := assignment.candidate - _KEPT_STATES) != assignment.parent:
-            self._storage.remove(_state_file(old))
+        """Every process gives its part; the first one writes, the version last."""
+        state, weights = learner.state_dict(), learner.policy.state_dict()
         manifest = PolicyManifest(
             version=assignment.candidate,
             parent=assignment.parent,
             snapshot=SnapshotRef(round=snapshot.round, rows=snapshot.rows, sha256=snapshot.sha256),
             step=learner.step,
-            metrics=metrics,
+            metrics=result.history[-1],
+            stopped_early=result.stopped,
             canaries=learner.canaries(assignment.canaries),
             config=self._config.model_dump(),
         )
+        if self._peers.rank != 0:
+            return
+        write_steps(self._storage, assignment.round, result.history)
+        _save_state(self._storage, _state_file(assignment.candidate), state)
+        if (old := assignment.candidate - _KEPT_STATES) != assignment.parent:
+            self._storage.remove(_state_file(old))
         with tempfile.TemporaryDirectory() as folder:
-            learner.save(Path(folder))
+            learner.policy.save(Path(folder), weights)
             self._registry.publish(Path(folder), manifest)
 
     def _learner_at(self, version: int) -> Learner:
@@ -194,12 +205,44 @@ class TrainWorker:
             return self._learner
         folder, reference = self._registry.fetch(version), self._registry.fetch(0)
         learner = Learner(folder, reference, self._config, self._peers)
-        if self._storage.exists(_state_file(version)):
-            content = BytesIO(self._storage.read_bytes(_state_file(version)))
-            learner.load_state_dict(torch.load(content, map_location=self._peers.device, weights_only=True))
+        if (state := _load_state(self._storage, _state_file(version))) is not None:
+            learner.load_state_dict(state)
         self._learner, self._version = learner, version
         return learner
 
 
+class RoundCheckpoints:
+    """The state of an unfinished round, one file in the run's folder."""
+
+    def __init__(self, storage: Storage, candidate: int, peers: Peers) -> None:
+        self._storage = storage
+        self._file = f"trainer/v{candidate:05d}.unfinished.pt"
+        self._writes = peers.rank == 0
+
+    def load(self) -> dict[str, Any] | None:
+        return _load_state(self._storage, self._file)
+
+    def save(self, state: dict[str, Any]) -> None:
+        if self._writes:
+            _save_state(self._storage, self._file, state)
+
+    def remove(self) -> None:
+        if self._writes:
+            self._storage.remove(self._file)
+
+
 def _state_file(version: int) -> str:
     return f"trainer/v{version:05d}.pt"
+
+
+def _save_state(storage: Storage, file: str, state: dict[str, Any]) -> None:
+    content = BytesIO()
+    torch.save(state, content)
+    storage.write_bytes(file, content.getvalue())
+
+
+def _load_state(storage: Storage, file: str) -> dict[str, Any] | None:
+    """On CPU; None where there is no such file."""
+    if not storage.exists(file):
+        return None
+    return torch.load(BytesIO(storage.read_bytes(file)), map_location="cpu", weights_only=True)

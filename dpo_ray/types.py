@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -75,7 +76,11 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of one prompt, one preferred."""
+    """Two completions of one prompt, one preferred; or one that was praised or blamed by itself.
+
+    The side that unpaired feedback lacks has the text "" and no ids: a thumb up has no rejected
+    completion, a thumb down no chosen one.
+    """
 
     prompt: Text
     chosen: Text
@@ -92,6 +97,16 @@ class Pair:
     round: int = 0
     source: str = "judge"
     judge: str = ""
+    weight: float = 1.0
+    """Weight of this pair's loss among the others': finite and above 0."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"weight={self.weight} of a pair: give a finite number above 0")
+
+    @property
+    def is_unpaired(self) -> bool:
+        return not (self.chosen_ids and self.rejected_ids)
 
     @property
     def pair_id(self) -> str:

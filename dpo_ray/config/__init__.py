@@ -1,7 +1,14 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
-from dpo_ray.config.jobs import IterativeDPOConfig, JobConfig, OfflineDPOConfig, ServeConfig
-from dpo_ray.config.loss import LossConfig
+from dpo_ray.config.jobs import (
+    IterativeDPOConfig,
+    JobConfig,
+    OfflineConfig,
+    OfflineDPOConfig,
+    ServeConfig,
+    SFTConfig,
+)
+from dpo_ray.config.loss import LossConfig, LossTerm
 from dpo_ray.config.section import Section
 from dpo_ray.config.sections import (
     BufferConfig,
@@ -14,20 +21,26 @@ from dpo_ray.config.sections import (
     ServingConfig,
 )
 from dpo_ray.config.settings import CONFIGS, Settings, exit_with, parse_config
-from dpo_ray.config.training import TrainingConfig
+from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceConfig, TrainingConfig
 
 __all__ = [
     "CONFIGS",
     "BufferConfig",
     "ClusterConfig",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
     "GateConfig",
     "IterativeDPOConfig",
     "JobConfig",
     "JudgeConfig",
+    "LoraConfig",
     "LossConfig",
+    "LossTerm",
+    "OfflineConfig",
     "OfflineDPOConfig",
     "PairingConfig",
+    "ReferenceConfig",
+    "SFTConfig",
     "SamplingConfig",
     "Section",
     "ServeConfig",

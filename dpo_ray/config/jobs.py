@@ -1,10 +1,11 @@
 """What each job can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dpo_ray.config.loss import LossConfig
 from dpo_ray.config.sections import (
     BufferConfig,
     ClusterConfig,
@@ -76,30 +77,70 @@ class IterativeDPOConfig(JobConfig):
                 f"the judge of film reviews cannot score prompts of {self.prompts}: "
                 "set --judge.function module:function"
             )
-        loss = self.training.loss
-        if loss.label_smoothing and loss.type != "sigmoid":
+        if self.training.early_stopping.eval_every_steps:
             raise ValueError(
-                f"label_smoothing={loss.label_smoothing} belongs to the sigmoid loss: "
-                f"set it to 0 or training.loss.type to sigmoid (now {loss.type})"
+                "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, and "
+                "bound each round's candidate with gate"
             )
         return self
 
 
-class OfflineDPOConfig(JobConfig):
-    """Offline DPO: train on preference pairs from a file or data set, for some epochs."""
+class OfflineConfig(JobConfig):
+    """Settings of the jobs that train on what is there already."""
+
+    max_length: int = Field(default=1024, ge=2)
+    """Longest prompt plus completion, in tokens."""
+    long_prompts: Literal["drop", "cut_start"] = "drop"
+    """Beyond max_length: drop leaves a row out, cut_start takes tokens off the start of its prompt."""
+    max_pairs: int | None = Field(default=None, ge=2)
+    """Train on at most this many rows, drawn at random; unset: all."""
+    held_out_pairs: int = Field(default=256, ge=1)
+    """Rows kept apart for evaluation, during and after each epoch."""
+    rounds: int = Field(default=1, ge=1)
+    """Epochs: each goes once through all rows and ends with a policy version."""
+
+
+class OfflineDPOConfig(OfflineConfig):
+    """Offline DPO: train on preference pairs, or on single completions with a label, for some epochs."""
 
     pairs: str
-    """A JSONL, Parquet or CSV file, or a `datasets` name, with prompt, chosen and rejected."""
+    """A file, a folder, or a `datasets` name with preferences; film_reviews generates its own."""
     pairs_split: str = "train"
     """Split, where `pairs` is a `datasets` name."""
-    max_length: int = Field(default=1024, ge=2)
-    """Pairs with a longer prompt plus completion, in tokens, are dropped and counted."""
-    max_pairs: int | None = Field(default=None, ge=2)
-    """Train on at most this many pairs, drawn at random; unset: all."""
-    held_out_pairs: int = Field(default=256, ge=1)
-    """Pairs kept apart for evaluation after each epoch."""
-    rounds: int = Field(default=1, ge=1)
-    """Epochs: each goes once through all pairs and ends with a policy version."""
+    read_with: Literal["memory", "ray_data"] = "memory"
+    """ray_data reads and tokenizes large files and folders in parallel, on all nodes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.training.loss.type == "sft":
+            raise ValueError("training.loss.type=sft imitates and prefers nothing: run jobs/sft.py for it")
+        if self.read_with == "ray_data" and self.pairs == "film_reviews":
+            raise ValueError("pairs=film_reviews is no file that Ray Data reads: set read_with to memory")
+        return self
+
+
+class SFTConfig(OfflineConfig):
+    """Supervised fine-tuning: imitate the chosen completions of preference data, answers, or plain text."""
+
+    texts: str
+    """A file, a folder, or a `datasets` name; film_reviews generates its own."""
+    texts_split: str = "train"
+    """Split, where `texts` is a `datasets` name."""
+    training: TrainingConfig = TrainingConfig(loss=LossConfig(type="sft"), learning_rate=2e-5)
+    """How the policy is updated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        stopping = self.training.early_stopping
+        if self.training.loss.type != "sft":
+            raise ValueError(
+                f"training.loss.type={self.training.loss.type} needs pairs: run jobs/offline_dpo.py"
+            )
+        if stopping.patience is not None:
+            raise ValueError(
+                "early_stopping.patience looks at rewards/accuracies, which needs pairs: unset it"
+            )
+        return self
 
 
 class ServeConfig(Settings):

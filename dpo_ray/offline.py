@@ -1,0 +1,172 @@
+"""Training on rows that are there already: kept, divided, trained on epoch by epoch."""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_ray.buffer import PreferenceBuffer, SnapshotQuery, default_url
+from dpo_ray.cluster import connect, training_bundles, wait_for_resources
+from dpo_ray.config import OfflineConfig, exit_with
+from dpo_ray.desk import EvaluatePairs, TrainRound
+from dpo_ray.learner import TrainingError
+from dpo_ray.preference_data import PairSet
+from dpo_ray.report import write_report
+from dpo_ray.run import canary_sequences, publish_start, starting_model
+from dpo_ray.run_folder import RunFolder
+from dpo_ray.terminal import OnProgress, Terminal
+from dpo_ray.train import TrainerGroup
+from dpo_ray.types import Pair
+
+
+def run_offline(config: OfflineConfig, read: Callable[[Path | str], Iterable[PairSet]]) -> None:
+    """Train a model on the rows that `read` tokenizes for it, and report; ends the process on an error."""
+    terminal = Terminal()
+    try:
+        folder = RunFolder(config)
+        model = folder.registry.fetch(0) if folder.registry.has(0) else starting_model(config, terminal)
+        connect()
+        wait_for_resources(training_bundles(config.training), timeout_s=config.cluster.wait_for_resources_s)
+        with terminal.phase("read", "read and tokenize") as on_progress:
+            kept = keep_rows(read(model), config, folder, on_progress)
+        terminal.say(kept.sentence())
+        publish_start(folder.registry, model, _canaries(kept.held_out))
+    except (ValueError, FileNotFoundError) as error:
+        exit_with(str(error))
+    trainers = TrainerGroup(config.run_dir, config.training)
+    try:
+        train_epochs(config, folder, trainers, kept.held_out, terminal)
+    except TrainingError as error:
+        exit_with(str(error), code=1)
+    finally:
+        trainers.close()
+    terminal.say(f"report: {write_report(folder.storage.root)}")
+
+
+@dataclass(slots=True)
+class KeptRows:
+    """What became of the rows of a source."""
+
+    held_out: list[Pair] = field(default_factory=list)
+    num_training: int = 0
+    truncated: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def sentence(self) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        cut = f"; cut at the start: {self.truncated}" if self.truncated else ""
+        return (
+            f"{self.num_training} rows to train on, {len(self.held_out)} held out; "
+            f"dropped: {dropped or 'none'}{cut}"
+        )
+
+
+def keep_rows(
+    pair_sets: Iterable[PairSet], config: OfflineConfig, folder: RunFolder, on_progress: OnProgress
+) -> KeptRows:
+    """Put rows into the run's buffer as they come, and declare what each epoch trains on.
+
+    Which rows are held out depends on the rows and the seed alone. ValueError: too few rows.
+    """
+    kept, held_out = KeptRows(), _HeldOut(config)
+    buffer = PreferenceBuffer(default_url(folder.storage), folder.storage)
+    for pair_set in pair_sets:
+        buffer.put(held_out.take(pair_set.pairs))
+        kept.truncated += pair_set.truncated
+        kept.dropped.update(pair_set.dropped)
+        on_progress(buffer.count(), 0)
+    kept.held_out = held_out.pairs()
+    if not buffer.count():
+        raise ValueError(
+            f"{len(kept.held_out)} usable rows are too few to hold {config.held_out_pairs} out and train on "
+            "others: give more rows, or lower held_out_pairs"
+        )
+    kept.num_training = min(buffer.count(), config.max_pairs or buffer.count())
+    for epoch in range(config.rounds):
+        query = SnapshotQuery(
+            max_round=epoch, min_policy_version=0, limit=kept.num_training, seed=config.seed
+        )
+        buffer.declare_snapshot(query, live_version=0)
+    buffer.close()
+    return kept
+
+
+class _HeldOut:
+    """Of all rows that come by, those with the smallest hashes."""
+
+    def __init__(self, config: OfflineConfig) -> None:
+        self._config = config
+        self._heap: list[tuple[int, str]] = []  # The largest hash first.
+        self._pairs: dict[str, Pair] = {}
+
+    def take(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """The rows that are not held out, or no more."""
+        released = []
+        for pair in pairs:
+            if pair.pair_id in self._pairs:
+                continue
+            digest = hashlib.sha256(f"{self._config.seed} {pair.pair_id}".encode()).digest()
+            self._pairs[pair.pair_id] = pair
+            heapq.heappush(self._heap, (-int.from_bytes(digest), pair.pair_id))
+            if len(self._heap) > self._config.held_out_pairs:
+                released.append(self._pairs.pop(heapq.heappop(self._heap)[1]))
+        return released
+
+    def pairs(self) -> list[Pair]:
+        return [self._pairs[pair_id] for _, pair_id in sorted(self._heap)]
+
+
+def train_epochs(
+    config: OfflineConfig,
+    folder: RunFolder,
+    trainers: TrainerGroup,
+    held_out: list[Pair],
+    terminal: Terminal,
+) -> None:
+    """One policy version per epoch, the last one live; started again after a crash, go on."""
+    for epoch in range(folder.finished_rounds(), config.rounds):
+        if folder.registry.manifest(epoch).stopped_early:
+            terminal.say(f"training stopped early before epoch {epoch}: a longer run needs other bounds")
+            return
+        terminal.start_round()
+        assignment = TrainRound(
+            round=epoch,
+            parent=epoch,
+            candidate=epoch + 1,
+            seed=config.seed,
+            canaries=_canaries(held_out),
+            rounds=config.rounds,
+            held_out=tuple(held_out),
+        )
+        with terminal.phase("train", f"epoch {epoch}: train") as on_progress:
+            trainers.run(assignment, on_progress=on_progress)
+        folder.registry.promote(epoch + 1)
+        with terminal.phase("evaluate"):
+            measured = trainers.run(EvaluatePairs(epoch + 1, tuple(held_out)))
+        stopped = folder.registry.manifest(epoch + 1).stopped_early
+        metrics = {f"eval/{name}": value for name, value in measured.items()}
+        row = folder.finish_round(
+            epoch, epoch + 1, {**metrics, "stopped_early": stopped, **terminal.seconds()}
+        )
+        terminal.say(_epoch_line(row))
+        if stopped:
+            terminal.say(f"training stopped early: {stopped}")
+
+
+def _epoch_line(row: dict[str, Any]) -> str:
+    measured = [
+        f"{name} {row[f'eval/{name}']:.4f}"
+        for name in ("loss", "rewards/accuracies", "rewards/margins", "kl/reference")
+        if f"eval/{name}" in row
+    ]
+    return (
+        f"epoch {row['round']} · version {row['policy_version']} · held-out {' · '.join(measured)} · "
+        f"train {row['time/train_s']:.1f} s"
+    )
+
+
+def _canaries(pairs: Iterable[Pair]) -> tuple[tuple[int, ...], ...]:
+    return canary_sequences([(*pair.prompt_ids, *pair.chosen_ids) for pair in pairs])
