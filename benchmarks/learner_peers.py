@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import IO, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -54,8 +54,10 @@ class Task:
 class Ready:
     """What a process says before its first step."""
 
+    bare_bytes: int
+    """What it held before it made a model: Python, torch, and their libraries."""
     reference_s: float = 0.0
-    """Seconds that the reference log-probs of all batches took; 0 where they are part of a step, or unknown."""
+    """Seconds that the reference log-probs of all batches took; TRL's are not timed, or part of each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,40 +73,34 @@ class Step:
     """Most memory so far."""
 
 
+@contextmanager
+def peer_process(task: Task, env: Mapping[str, str]) -> Iterator["PeerProcess"]:
+    """A process that trains as the task says; it ends after its step when there is no further command."""
+    command = [sys.executable, __file__, json.dumps(asdict(task))]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=log, text=True) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        yield PeerProcess(process.stdin, process.stdout, log)
+
+
+@dataclass(frozen=True, slots=True)
 class PeerProcess:
     """The handle: `start_step` of several, then `finish_step` of each, runs them at the same time."""
 
-    def __init__(self, task: Task, env: Mapping[str, str]) -> None:
-        self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(asdict(task))],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # The process ends when there is no further command.
-        if error is not None:
-            self._process.terminate()
-        self._process.wait()
-        self._log.close()
+    commands: IO[str]
+    reports: IO[str]
+    log: IO[str]
 
     def wait_until_ready(self) -> Ready:
         return Ready(**self._receive())
 
     def start_step(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
+        self.commands.write("step\n")
+        self.commands.flush()
 
     def finish_step(self) -> Step:
         return Step(**self._receive())
@@ -114,30 +110,30 @@ class PeerProcess:
         return self.finish_step()
 
     def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self.reports.readline()
         if not line:
-            self._log.seek(0)
-            raise SystemExit(f"a measured process ended:\n{self._log.read()[-4000:]}")
+            self.log.seek(0)
+            raise SystemExit(f"a measured process ended:\n{self.log.read()[-4000:]}")
         return json.loads(line)
 
 
 class Commands:
     """The process's side: measures from each command to the end of its step."""
 
-    def __init__(self, device: torch.device, reports: TextIO) -> None:
+    def __init__(self, device: torch.device, reports: IO[str]) -> None:
         self._on_gpu = device.type == "cuda"
         self._reports = reports
+        self._bare_bytes = _reset_peak(on_gpu=self._on_gpu)
         self._idle_bytes = 0
         self._started = (0.0, 0.0)
 
-    def ready(self, ready: Ready) -> None:
+    def ready(self, *, reference_s: float = 0.0) -> None:
         gc.collect()
         if not self._on_gpu:
             # What the heap keeps of the set-up would hide what the steps need.
             ctypes.CDLL(None).malloc_trim(0)
         self._idle_bytes = _reset_peak(on_gpu=self._on_gpu)
-        self._send(asdict(ready))
+        self._send(asdict(Ready(self._bare_bytes, reference_s)))
 
     def begin(self) -> None:
         """SystemExit: there is no further command."""
@@ -193,7 +189,7 @@ def train_ours(task: Task, batches: Sequence[list[Pair]], commands: Commands) ->
     pairs = list(itertools.chain.from_iterable(batches))
     # The first call computes the reference too; the second one shows what the rest takes.
     first_s, again_s = (commands.seconds_of(lambda: learner.evaluate(pairs)) for _ in range(2))
-    commands.ready(Ready(reference_s=first_s - again_s))
+    commands.ready(reference_s=first_s - again_s)
     for batch in itertools.cycle(batches):
         commands.begin()
         learner.train_step(batch)
@@ -205,7 +201,12 @@ def train_trl(task: Task, batches: Sequence[list[Pair]], commands: Commands) -> 
     tuned = {} if task.kind == "trl" else {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
     pairs = list(itertools.chain.from_iterable(batches))
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**tuned, "output_dir": folder, "use_cpu": task.device == "cpu", "bf16": task.device == "cuda"}
+        settings = {
+            **tuned,
+            "output_dir": folder,
+            "use_cpu": task.device == "cpu",
+            "bf16": task.device == "cuda",
+        }
         trainer = make_trl_trainer(task.model, pairs, {**settings, "per_device_train_batch_size": task.batch})
         trainer.add_callback(_held_between_steps(commands))
         trainer.train()
@@ -248,7 +249,7 @@ def _held_between_steps(commands: Commands) -> Any:
 
     class HeldBetweenSteps(transformers.TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            commands.ready(Ready())
+            commands.ready()
             commands.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dpo_ray.models import save_policy
 from dpo_ray.types import Pair
@@ -148,21 +148,21 @@ def grouped_by_length(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
     return random.Random(0).sample(batches := batches_of(by_length, size), len(batches))
 
 
-def useful_flops(model: PreTrainedModel, pairs: Sequence[Pair]) -> int:
+def useful_flops(size: Size, pairs: Sequence[Pair]) -> int:
     """The least that forward and backward of these pairs take: 6 N (P + C + R - 2) + 6 H V (C + R) each.
 
     N: weights of the layers' matrices. P, C and R: tokens of prompt and completions, whose last tokens
     need no forward. And attention: 12 FLOPs per layer, query channel, and visible pair of query and key.
     """
-    config = model.config
-    matrices = sum(w.numel() for name, w in model.named_parameters() if ".layers." in name and w.dim() == 2)
-    channels = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    channels = size.heads * size.head_dim
+    attention_weights = 2 * size.hidden * (channels + size.kv_heads * size.head_dim)
+    weights = size.layers * (attention_weights + 3 * size.hidden * size.intermediate)
     total = 0
     for pair in pairs:
         prompt, chosen, rejected = (len(ids) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
         first, second = prompt + chosen - 1, rejected - 1
         seen = first * (first + 1) // 2 + second * prompt + second * (second + 1) // 2
-        total += 6 * matrices * (first + second)
-        total += 6 * config.hidden_size * config.vocab_size * (chosen + rejected)
-        total += 12 * channels * seen
+        total += 6 * weights * (first + second)
+        total += 6 * size.hidden * size.vocab * (chosen + rejected)
+        total += 12 * size.layers * channels * seen
     return total

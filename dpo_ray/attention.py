@@ -87,7 +87,7 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: int | None,
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -95,8 +95,13 @@ def attend(
     flat: FlatAttention,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """[1, T, heads, size], from [1, heads, T, size] queries and [1, kv_heads, T, size] keys and values."""
+    """[1, T, heads, size], from [1, heads, T, size] queries and [1, kv_heads, T, size] keys and values.
+
+    ValueError: the layer asks for another window than the one that its mask has.
+    """
     window = sliding_window or None
+    if window != attention_mask:
+        raise ValueError(f"a layer with a window of {window} whose mask has one of {attention_mask}")
     if query.device.type == "cuda":
         out = _flex(query, key, value, flat.block_mask(window), scaling, softcap)
     else:
@@ -187,8 +192,9 @@ def _cap(softcap: float) -> Any:
     return cap
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Flat rows carry their own mask."""
+def _no_mask(*_: Any, local_size: int | None = None, **__: Any) -> int | None:
+    """Flat rows carry their own mask; a layer is handed the window alone, in the mask's place."""
+    return local_size
 
 
 AttentionInterface.register(NAME, attend)

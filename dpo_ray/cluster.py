@@ -140,6 +140,8 @@ class Cluster:
 
 def connect() -> None:
     """Attach to the running Ray cluster, or start one on this machine where there is none."""
+    if ray.is_initialized():
+        return
     # Ray Train looks at its workers this often, and each round would wait for the next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_worker_niceness", "0")

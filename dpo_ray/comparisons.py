@@ -87,10 +87,9 @@ def _sides(row: Row) -> tuple[object, object]:
     """What is chosen and what is rejected, None for a side that the row does not have."""
     if has_any(row, "chosen", "rejected"):
         _need(row, "chosen", "rejected")
-        chosen, rejected = (
-            None if row.get(f"{side}_ids") == [] else row[side] for side in ("chosen", "rejected")
-        )
-        return (row["chosen"], row["rejected"]) if chosen is rejected is None else (chosen, rejected)
+        without_ids = [side for side in ("chosen", "rejected") if row.get(f"{side}_ids") == []]
+        chosen, rejected = (None if without_ids == [side] else row[side] for side in ("chosen", "rejected"))
+        return chosen, rejected
     names = [name for name in ("completion", "messages", "conversations") if has_any(row, name)]
     _need(row, *(("label",) if names else ("chosen", "rejected")))
     completion, label = row[names[0]], _LABELS.get(str(row["label"]).strip().lower())

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_ray.types import Pair, TokenSequence
+from dpo_ray.types import Pair, Prompt, TokenSequence
 
 _POLL_S = 10.0
 """Idle workers hear from rank 0 at least this often, so that no collective times out."""
@@ -41,11 +41,23 @@ class EvaluatePairs:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplePolicy:
+    """Completions of a published version, and their log-probs under version 0."""
+
+    version: int
+    prompts: tuple[Prompt, ...]
+    samples_per_prompt: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over; workers return."""
 
 
-Assignment = TrainRound | ScoreWithStart | EvaluatePairs | Finished
+Work = TrainRound | ScoreWithStart | EvaluatePairs | SamplePolicy
+Assignment = Work | Finished
 
 
 @dataclass(frozen=True, slots=True)

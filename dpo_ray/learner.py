@@ -63,11 +63,12 @@ class Learner:
         gradient is not finite; the weights are as they were.
         """
         table = PairBatch(batch, self.reference.logps(batch), self.peers.device)
-        extras = self._whole_batch_values(table)
+        rewards_seen = self._rewards_seen_with(table)
+        extras = self._extras(table, rewards_seen[1])
         collected = Collected(table.groups, self.peers)
         passes = own_passes(table.groups, self.config.tokens_per_pass, self.peers)
         with self._reference_for_kl() as reference:
-            slopes = self._slopes(table, extras)
+            slopes = self._slopes(table, extras, reference)
             for number, indices in enumerate(passes, start=1):
                 with exchange(self._parallel, wanted=number == len(passes)):
                     collected.add(indices, self._backward(table, indices, slopes, reference))
@@ -76,7 +77,7 @@ class Learner:
         metrics = batch_metrics(losses, logps, self.config)
         rate = learning_rate(self.config, step=self.step + 1, progress=progress)
         norm = self._update(batch, losses, rate)
-        self.step += 1
+        self.step, self._rewards_seen = self.step + 1, rewards_seen
         self.reference.after_step(self.step)
         return {**metrics, "grad_norm": norm, "learning_rate": rate, "step": self.step}
 
@@ -92,8 +93,13 @@ class Learner:
             metrics["kl/reference"] = self._kl_to_reference(pairs)
         return metrics
 
+    def logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
+        """Summed completion log-probs under the policy. A collective."""
+        groups = sequence_groups(sequences)
+        return score(self.policy.scorer, groups, self.config, self.peers, wanted=Wanted()).logp.tolist()
+
     def start_logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
-        """Summed completion log-probs under the start; it leaves memory afterwards."""
+        """The same under the start, which leaves memory afterwards."""
         groups = sequence_groups(sequences)
         with self.policy.start() as scorer:
             return score(scorer, groups, self.config, self.peers, wanted=Wanted()).logp.tolist()
@@ -129,19 +135,20 @@ class Learner:
 
     def load_weights(self, weights: Sequence[Tensor]) -> None:
         """Trained weights, whole or sharded."""
+        self.policy.is_start = False
         copy_into(self.policy.trained, weights)
 
-    def _whole_batch_values(self, table: PairBatch) -> dict[str, Tensor | None]:
-        """What a loss takes beside log-probs; counts the batch's rewards."""
-        if self.config.loss.type != "bco" and not any(t.type == "bco" for t in self.config.loss.plus):
-            return self._extras(table, 0.0)
+    def _rewards_seen_with(self, table: PairBatch) -> tuple[int, float]:
+        """The number and mean of rewards, those of this batch included, where the loss reads them."""
+        if not any(term.type == "bco" for term in self.config.loss.terms):
+            return self._rewards_seen
         logps = table.logps(range(len(table.pairs)), self._score(table, None))
         count, mean = self._rewards_seen
         new, new_mean = mean_reward(logps, self.config.loss)
-        self._rewards_seen = (count + new, mean + (new_mean - mean) * new / (count + new))
-        return self._extras(table, self._rewards_seen[1])
+        return count + new, mean + (new_mean - mean) * new / (count + new)
 
     def _extras(self, table: PairBatch, mean: float) -> dict[str, Tensor | None]:
+        """What a loss takes beside log-probs."""
         running = torch.tensor(mean, device=self.peers.device)
         if not needs_mismatched(self.config.loss):
             return {"running_reward": running, "mismatched_ratio": None}
@@ -149,20 +156,23 @@ class Learner:
         ours = score(self.policy.scorer, groups, self.config, self.peers, wanted=Wanted()).logp
         return {"running_reward": running, "mismatched_ratio": ours - theirs}
 
-    def _slopes(self, table: PairBatch, extras: dict[str, Tensor | None]) -> Tensor | None:
-        """[C] derivatives of the mean loss by log-probs, where a pair's loss depends on other pairs."""
+    def _slopes(
+        self, table: PairBatch, extras: dict[str, Tensor | None], reference: CompletionScorer | None
+    ) -> CompletionSums | None:
+        """[C] derivatives of the mean loss by log-probs and KLs, where a pair's loss depends on others."""
         if not needs_whole_batch(self.config.loss):
             return None
-        sums = self._score(table, None)
-        logp = sums.logp.requires_grad_()
-        logps = table.logps(range(len(table.pairs)), sums._replace(logp=logp), **extras)
-        return torch.autograd.grad(preference_loss(logps, self.config.loss).mean(), logp)[0]
+        sums = self._score(table, reference)
+        leaves = [values.requires_grad_() for values in (sums.logp, sums.kl) if values is not None]
+        logps = table.logps(range(len(table.pairs)), sums, **extras)
+        slopes = torch.autograd.grad(preference_loss(logps, self.config.loss).mean(), leaves)
+        return CompletionSums(slopes[0], kl=slopes[1] if len(slopes) > 1 else None)
 
     def _backward(
         self,
         table: PairBatch,
         indices: Sequence[int],
-        slopes: Tensor | None,
+        slopes: CompletionSums | None,
         reference: CompletionScorer | None,
     ) -> CompletionSums:
         """Add the gradient of these pairs; without any, take part in the exchange with a gradient of 0."""
@@ -173,7 +183,9 @@ class Learner:
         loss.backward()
         return sums
 
-    def _objective(self, table: PairBatch, indices: Sequence[int], slopes: Tensor | None) -> Objective:
+    def _objective(
+        self, table: PairBatch, indices: Sequence[int], slopes: CompletionSums | None
+    ) -> Objective:
         # The exchange takes the mean over processes; the gradient wanted is that of the global mean.
         scale = self.peers.world_size / len(table.pairs)
 
@@ -182,14 +194,13 @@ class Learner:
                 return 0.0 * sums.logp.sum()
             some = [indices[group] for group in groups]
             if slopes is not None:
-                return self.peers.world_size * (slopes[table.completions(some)] * sums.logp).sum()
+                return self.peers.world_size * _weighted(slopes, table.completions(some), sums)
             return scale * preference_loss(table.logps(some, sums), self.config.loss).sum()
 
         return loss
 
     def _update(self, batch: Sequence[Pair], losses: Tensor, rate: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained, self.config.max_grad_norm)
-        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        norm = self._clip(self.config.max_grad_norm)
         if not (math.isfinite(norm) and losses.isfinite().all()):
             self._optimizer.zero_grad()
             raise TrainingError(self._complaint(batch, losses, norm))
@@ -199,24 +210,32 @@ class Learner:
         self._optimizer.zero_grad()
         return norm
 
+    def _clip(self, limit: float) -> float:
+        """Scale the gradients down to a norm of `limit`; the norm that they had. A collective."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trained, limit)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
     def _complaint(self, batch: Sequence[Pair], losses: Tensor, norm: float) -> str:
-        bad = [pair.pair_id for pair, fine in zip(batch, losses.isfinite().tolist(), strict=True) if not fine]
-        bad = bad or [pair.pair_id for pair in batch if not self._has_finite_gradient(pair)]
+        bad = [pair.pair_id for pair in batch if not self._is_finite(pair)]
         return (
             f"loss {losses.mean().item()} and gradient norm {norm} at step {self.step + 1}, from the pairs "
             f"{', '.join(bad or [pair.pair_id for pair in batch])}: lower learning_rate, or leave them out; "
             "the last version and checkpoint are kept"
         )
 
-    def _has_finite_gradient(self, pair: Pair) -> bool:
-        """Every process computes the same pair, since they meet in each pass."""
+    def _is_finite(self, pair: Pair) -> bool:
+        """Whether loss and gradient of this pair alone are finite: some losses mix or sort the pairs.
+
+        Every process computes the same pair, since they meet in each pass.
+        """
         table = PairBatch([pair], self.reference.logps([pair]), self.peers.device)
+        extras = self._extras(table, self._rewards_seen[1])
         with self._reference_for_kl() as reference:
-            slopes = self._slopes(table, self._extras(table, self._rewards_seen[1]))
-            self._backward(table, [0], slopes, reference)
-        finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.policy.trained)
+            sums = self._backward(table, [0], self._slopes(table, extras, reference), reference)
+        loss = preference_loss(table.logps([0], sums, **extras), self.config.loss)
+        norm = self._clip(math.inf)
         self._optimizer.zero_grad()
-        return finite
+        return math.isfinite(loss.item()) and math.isfinite(norm)
 
     def _score(self, table: PairBatch, reference: CompletionScorer | None) -> CompletionSums:
         return score(
@@ -251,3 +270,11 @@ class Learner:
     def _wanted(self) -> Wanted:
         loss = self.config.loss
         return Wanted(square=loss.weighting == "wpo", ld_alpha=loss.ld_alpha)
+
+
+def _weighted(slopes: CompletionSums, completions: Sequence[int], sums: CompletionSums) -> Tensor:
+    """[] sum over some completions, whose gradient is that of a loss with these slopes."""
+    total = (slopes.logp[completions] * sums.logp).sum()
+    if slopes.kl is None or sums.kl is None:
+        return total
+    return total + (slopes.kl[completions] * sums.kl).sum()

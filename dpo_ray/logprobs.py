@@ -48,8 +48,6 @@ class CompletionScorer(nn.Module):
         self.flat = flat
         if flat:
             model.set_attn_implementation(NAME)
-        elif model.config._attn_implementation == NAME:
-            model.set_attn_implementation("sdpa")
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -84,19 +85,26 @@ class AdapterOff(CompletionScorer):
             return super().padded_log_probs(groups)
 
 
-def merged(state: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """The weights of a plain model that does the same; `state` is that of a model with adapters."""
-    scale = config.alpha / config.rank
-    whole: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if ".lora_" in name:
-            continue
-        prefix = name.removesuffix(".base_layer.weight")
-        if prefix != name:
-            down, up = state[f"{prefix}.lora_A.{_NAME}.weight"], state[f"{prefix}.lora_B.{_NAME}.weight"]
-            value = value + scale * (up @ down)
-        whole[name.replace(".base_layer.", ".")] = value
-    return whole
+def merged(model: PreTrainedModel, state: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """The weights of a plain model that does the same; `state` is that of `model` with adapters."""
+    kept = {name: value for name, value in state.items() if ".lora_" not in name}
+    plain = {name.replace(".base_layer.", "."): value for name, value in kept.items()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            down, up = state[f"{name}.lora_A.{_NAME}.weight"], state[f"{name}.lora_B.{_NAME}.weight"]
+            change = config.alpha / config.rank * (up @ down)
+            # GPT-2 keeps its linear weights the other way around.
+            turned = getattr(layer, "fan_in_fan_out", False)
+            plain[f"{name}.weight"] = plain[f"{name}.weight"] + (change.T if turned else change)
+    return plain
+
+
+def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same kind and settings that has no adapter, and no weights either."""
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path, base: str) -> None:

@@ -90,6 +90,14 @@ def flat_rows_refused(model: PreTrainedModel) -> str | None:
     """Why flat rows do not give the log-probs of padded ones; None where they do."""
     if not model._can_set_attn_implementation():
         return f"{type(model).__name__} brings its own attention"
+    own = model.config._attn_implementation
+    refused = _compare(model)
+    if refused is not None:
+        model.set_attn_implementation(own)
+    return refused
+
+
+def _compare(model: PreTrainedModel) -> str | None:
     padded = CompletionScorer(model, flat=False)(_PROBE)[1].logp
     try:
         flat = CompletionScorer(model, flat=True)(_PROBE)[1].logp

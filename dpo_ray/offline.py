@@ -21,29 +21,41 @@ from dpo_ray.terminal import OnProgress, Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Pair
 
+Read = Callable[[Path | str], Iterable[PairSet]]
+"""Rows, tokenized for a model's folder or hub name."""
 
-def run_offline(config: OfflineConfig, read: Callable[[Path | str], Iterable[PairSet]]) -> None:
-    """Train a model on the rows that `read` tokenizes for it, and report; ends the process on an error."""
+
+def run_offline(config: OfflineConfig, read: Read) -> None:
+    """Train a model and report; ends the process with one message on an error."""
     terminal = Terminal()
+    connect()
     try:
-        folder = RunFolder(config)
-        model = folder.registry.fetch(0) if folder.registry.has(0) else starting_model(config, terminal)
-        connect()
-        wait_for_resources(training_bundles(config.training), timeout_s=config.cluster.wait_for_resources_s)
-        with terminal.phase("read", "read and tokenize") as on_progress:
-            kept = keep_rows(read(model), config, folder, on_progress)
-        terminal.say(kept.sentence())
-        publish_start(folder.registry, model, _canaries(kept.held_out))
+        trainers, _ = train_offline(config, read, terminal)
     except (ValueError, FileNotFoundError) as error:
-        exit_with(str(error))
+        exit_with(str(error), code=1 if isinstance(error, TrainingError) else 2)
+    trainers.close()
+    terminal.say(f"report: {write_report(config.run_dir)}")
+
+
+def train_offline(config: OfflineConfig, read: Read, terminal: Terminal) -> tuple[TrainerGroup, RunFolder]:
+    """Train a model on rows, epoch by epoch; the trainers are still there.
+
+    ValueError: model or rows cannot be used. TrainingError: training cannot go on.
+    """
+    folder = RunFolder(config)
+    model = folder.registry.fetch(0) if folder.registry.has(0) else starting_model(config, terminal)
+    wait_for_resources(training_bundles(config.training), timeout_s=config.cluster.wait_for_resources_s)
+    with terminal.phase("read", "read and tokenize") as on_progress:
+        kept = keep_rows(read(model), config, folder, on_progress)
+    terminal.say(kept.sentence())
+    publish_start(folder.registry, model, _canaries(kept.held_out))
     trainers = TrainerGroup(config.run_dir, config.training)
     try:
         train_epochs(config, folder, trainers, kept.held_out, terminal)
-    except TrainingError as error:
-        exit_with(str(error), code=1)
-    finally:
+    except BaseException:
         trainers.close()
-    terminal.say(f"report: {write_report(folder.storage.root)}")
+        raise
+    return trainers, folder
 
 
 @dataclass(slots=True)

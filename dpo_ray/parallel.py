@@ -65,6 +65,13 @@ def shard(module: nn.Module, config: TrainingConfig, peers: Peers, *, methods: S
         register_fsdp_forward_method(module, method)
 
 
+def weights_of(module: nn.Module) -> list[nn.Parameter]:
+    """All weights, as the optimizer knows them: a forward pass leaves some that are sharded whole."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+    return list(module.parameters())
+
+
 def parallel(module: nn.Module, config: TrainingConfig, peers: Peers) -> nn.Module:
     """The module whose backward passes exchange gradients."""
     if config.parallelism == "fsdp" or peers.world_size == 1:
@@ -111,6 +118,8 @@ def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, where `like` is sharded."""
     value = value.to(like.device)
+    if isinstance(like, DTensor) and isinstance(value, DTensor):
+        return value.redistribute(like.device_mesh, like.placements)
     if isinstance(like, DTensor) and value.shape == like.shape and value.dim():
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value

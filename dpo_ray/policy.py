@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dpo_ray.config import TrainingConfig
 from dpo_ray.logprobs import CompletionScorer
-from dpo_ray.lora import ADAPTER, AdapterOff, add_adapter, merged, save_adapter
+from dpo_ray.lora import ADAPTER, AdapterOff, add_adapter, merged, save_adapter, without_adapter
 from dpo_ray.models import checkpoint_activations, load_tokenizer, make_scorer, save_policy
-from dpo_ray.parallel import Peers, gathered, shard
+from dpo_ray.parallel import Peers, gathered, shard, weights_of
 
 _CALLED_FROM_OUTSIDE = ("hidden_states", "padded_log_probs", "token_logps")
 
@@ -36,7 +36,7 @@ class Policy:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
+        return [parameter for parameter in weights_of(self.scorer) if parameter.requires_grad]
 
     @contextmanager
     def start(self) -> Iterator[CompletionScorer]:
@@ -56,6 +56,7 @@ class Policy:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, whole on the first process. A collective."""
+        weights_of(self.scorer)  # From here on they are sharded as they should be.
         named = list(self.scorer.model.named_parameters(remove_duplicate=False))
         names = {name for name, _ in named}
         buffers = [item for item in self.scorer.model.state_dict().items() if item[0] not in names]
@@ -65,13 +66,19 @@ class Policy:
                 whole[id(tensor)] = gathered(tensor, keep=self._peers.rank == 0)
         return {name: whole[id(tensor)] for name, tensor in [*named, *buffers]}
 
+    def plain_weights(self) -> dict[str, Tensor]:
+        """By name, sharded as they are: of a model without adapters that does the same."""
+        weights_of(self.scorer)
+        named: dict[str, Tensor] = dict(self.scorer.model.named_parameters())
+        return merged(self.scorer.model, named, self._config.lora) if self._config.lora.rank else named
+
     def save(self, folder: Path, state: dict[str, Tensor]) -> None:
         """A Hugging Face folder; an adapter is merged, and is beside it alone too."""
-        lora = self._config.lora
+        lora, model = self._config.lora, self.scorer.model
         if lora.rank:
-            save_adapter(self.scorer.model, state, folder / ADAPTER, base=str(self._start))
-            state = merged(state, lora)
-        save_policy(self.scorer.model, self.tokenizer, folder, state)
+            save_adapter(model, state, folder / ADAPTER, base=str(self._start))
+            state, model = merged(model, state, lora), without_adapter(model)
+        save_policy(model, self.tokenizer, folder, state)
 
 
 def load_scorer(folder: Path, config: TrainingConfig, peers: Peers) -> CompletionScorer:

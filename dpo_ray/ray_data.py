@@ -1,6 +1,7 @@
 """Preference pairs of large sources, read and tokenized in parallel by Ray Data."""
 
 import functools
+import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ PART_BYTES = 64 << 20
 _ROWS_PER_SET = 1024
 _SCAN_BYTES = 1 << 16
 
+logging.getLogger("ray.data").setLevel(logging.ERROR)  # Jobs show their own progress.
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -28,7 +31,7 @@ class Part:
     file: str
     first: int = 0
     last: int | None = None
-    """One past the last row group, or the byte before which the last line begins; None: the whole file."""
+    """One past the last row group, or the byte in the last line; None: the whole file."""
     first_row: int = 1
     """Number of the first row; in a JSONL file, counted from byte `first`."""
 
@@ -116,10 +119,10 @@ def _divide_parquet(file: str, metadata: pyarrow.parquet.FileMetaData, part_byte
 
 
 def _line_start(opened: pyarrow.NativeFile, position: int) -> int:
-    """Byte at which the first line begins that begins at `position` or later; the size where none does."""
+    """Byte after the first line break from byte `position` on; 0 for 0, and the size where none is left."""
     if position == 0:
         return 0
-    at = position - 1  # A line break here makes `position` a beginning.
+    at = position
     opened.seek(at)
     while chunk := opened.read(_SCAN_BYTES):
         found = chunk.find(b"\n")

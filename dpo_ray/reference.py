@@ -13,9 +13,9 @@ from dpo_ray.config import TrainingConfig
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.lora import AdapterOff
 from dpo_ray.losses import needs_reference, needs_sequential_kl
-from dpo_ray.parallel import Peers, compute_dtype, copy_into, gathered
+from dpo_ray.parallel import Peers, compute_dtype, copy_into, gathered, weights_of
 from dpo_ray.policy import Policy
-from dpo_ray.reference_cache import ReferenceCache, fingerprint
+from dpo_ray.reference_cache import fingerprint
 from dpo_ray.reference_logps import ReferenceLogps
 from dpo_ray.types import Pair
 
@@ -30,7 +30,7 @@ class Reference:
         self._folder = folder if config.reference.kind == "round_start" else start
         self._config = config
         self._peers = peers
-        self._logps = ReferenceLogps(config, peers, self._cache())
+        self._logps = ReferenceLogps(config, peers, self._name())
         # A KL needs the reference's whole distributions, a moving average its weights.
         resident = needs_sequential_kl(config.loss) or config.early_stopping.max_kl is not None
         self._frozen: CompletionScorer | None = None
@@ -41,10 +41,14 @@ class Reference:
 
     def begin_round(self, batches: Sequence[Sequence[Pair]]) -> None:
         """Compute what is missing for these batches, each in the forward passes of its training step."""
+        # Whether this process has seen a round before or took over now, it mismatches the same completions.
+        self._logps.forget_mismatched()
         if self._config.reference.kind == "round_start":
             self._logps.forget()
             if self._frozen is not None:
-                copy_into(list(self._frozen.parameters()), list(self._policy.scorer.parameters()))
+                ours = self._policy.plain_weights()
+                names = [name for name, _ in self._frozen.model.named_parameters()]
+                copy_into(weights_of(self._frozen), [ours[name] for name in names])
         if self._config.reference.kind != "ema":
             self._compute(batches)
 
@@ -85,7 +89,7 @@ class Reference:
         if settings.kind != "ema" or step % settings.ema_every_steps:
             return
         assert self._frozen is not None
-        for ours, theirs in zip(self._frozen.parameters(), self._policy.scorer.parameters(), strict=True):
+        for ours, theirs in zip(weights_of(self._frozen), weights_of(self._policy.scorer), strict=True):
             ours.lerp_(theirs, settings.ema_alpha)
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,27 +97,28 @@ class Reference:
         if self._config.reference.kind != "ema":
             return {"logps": self._logps.state_dict()}
         assert self._frozen is not None
-        return {"weights": gathered(list(self._frozen.parameters()), keep=self._peers.rank == 0)}
+        return {"weights": gathered(weights_of(self._frozen), keep=self._peers.rank == 0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._logps.load_state_dict(state.get("logps", {}))
         if "weights" in state and self._config.reference.kind == "ema":
             assert self._frozen is not None
-            copy_into(list(self._frozen.parameters()), state["weights"])
+            copy_into(weights_of(self._frozen), state["weights"])
 
     def _compute(self, batches: Sequence[Sequence[Pair]]) -> None:
         if not self.is_needed:
             return
-        missing = [some for batch in batches if (some := self._logps.missing(batch))]
-        if missing:
+        unfinished = [batch for batch in batches if not self._logps.covers(batch)]
+        if unfinished:
             with self.scorer() as scorer:
-                for pairs in missing:
-                    self._logps.compute(scorer, pairs)
+                for batch in unfinished:
+                    self._logps.compute(scorer, batch)
 
-    def _cache(self) -> ReferenceCache | None:
+    def _name(self) -> str | None:
         """Of the start alone: the other references are different in every run."""
         settings, config = self._config.reference, self._config
         if settings.kind != "start" or not settings.keep_logps:
             return None
-        decides = (compute_dtype(config, self._peers.device), config.packing, config.loss.ld_alpha)
-        return ReferenceCache(f"{fingerprint(self._folder)} {decides}" if self._peers.rank == 0 else "")
+        dtype = compute_dtype(config, self._peers.device)
+        decides = (dtype, config.parallelism, config.packing, config.loss.ld_alpha)
+        return f"{fingerprint(self._folder)} {decides}" if self._peers.rank == 0 else ""

@@ -9,10 +9,9 @@ import sqlalchemy as sa
 
 from dpo_ray.storage import sha256_file
 
-_METADATA = sa.MetaData()
 _LOGPS = sa.Table(
     "reference_logps",
-    _METADATA,
+    sa.MetaData(),
     sa.Column("reference", sa.String(64), primary_key=True),
     sa.Column("pair_id", sa.String(80), primary_key=True),
     sa.Column("chosen", sa.Double, nullable=False),
@@ -35,7 +34,9 @@ class ReferenceCache:
         self._engine = sa.create_engine(
             f"sqlite:///{folder / 'reference_logps.sqlite'}", connect_args={"timeout": 60}
         )
-        _METADATA.create_all(self._engine)
+        with self._engine.begin() as connection:
+            # Other runs may be doing the same: to ask first and create then would be too late.
+            connection.execute(sa.schema.CreateTable(_LOGPS, if_not_exists=True))
 
     def read(self, pair_ids: Sequence[str]) -> Logps:
         """Those that are known."""

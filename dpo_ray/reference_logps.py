@@ -18,11 +18,12 @@ from dpo_ray.types import Pair
 class ReferenceLogps:
     """By pair id, on every process; the first process reads and writes what other runs left."""
 
-    def __init__(self, config: TrainingConfig, peers: Peers, cache: ReferenceCache | None) -> None:
+    def __init__(self, config: TrainingConfig, peers: Peers, reference: str | None) -> None:
+        """`reference`: what decides the log-probs, where other runs may know them; "" but on the first."""
         self._config = config
         self._peers = peers
-        self._cache = cache if peers.rank == 0 else None
-        self._caches = cache is not None
+        self._caches = reference is not None
+        self._cache = ReferenceCache(reference) if reference is not None and peers.rank == 0 else None
         self._known: Logps = {}
         self._mismatched: dict[str, tuple[tuple[int, ...], float]] = {}
 
@@ -30,15 +31,20 @@ class ReferenceLogps:
         """Log-probs of the chosen and the rejected completions; 0 for one that a pair lacks."""
         return [self._known[pair.pair_id] for pair in pairs]
 
-    def missing(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Those of which log-probs are not known. A collective where a cache is used."""
-        unknown = [pair for pair in pairs if not self._knows(pair)]
-        if unknown and self._caches:
+    def covers(self, pairs: Sequence[Pair]) -> bool:
+        """Whether all is known of these pairs. A collective where a cache is used."""
+        if self._caches and (unknown := self._unknown(pairs)):
             self._read_cache(unknown)
-        return [pair for pair in unknown if not self._knows(pair)]
+        return not self._unknown(pairs) and not self._lacks_mismatched(pairs)
 
-    def compute(self, scorer: CompletionScorer, pairs: Sequence[Pair]) -> None:
-        """Score pairs with the reference. A collective."""
+    def compute(self, scorer: CompletionScorer, batch: Sequence[Pair]) -> None:
+        """Score with the reference what is not known of a batch. A collective."""
+        if pairs := self._unknown(batch):
+            self._compute_logps(scorer, pairs)
+        if self._lacks_mismatched(batch):
+            self._compute_mismatched(scorer, batch)
+
+    def _compute_logps(self, scorer: CompletionScorer, pairs: Sequence[Pair]) -> None:
         wanted = Wanted(ld_alpha=self._config.loss.ld_alpha)
         groups = pair_groups(pairs)
         sums = score(scorer, groups, self._config, self._peers, wanted=wanted).logp.tolist()
@@ -49,12 +55,14 @@ class ReferenceLogps:
         self._known |= new
         if self._cache is not None:
             self._cache.write(new)
-        if needs_mismatched(self._config.loss):
-            self._compute_mismatched(scorer, pairs)
 
     def forget(self) -> None:
         """The reference is another one from now on."""
         self._known.clear()
+        self.forget_mismatched()
+
+    def forget_mismatched(self) -> None:
+        """Each prompt gets another completion."""
         self._mismatched.clear()
 
     def mismatched_groups(self, pairs: Sequence[Pair]) -> list[PromptGroup]:
@@ -71,9 +79,12 @@ class ReferenceLogps:
     def load_state_dict(self, state: Logps) -> None:
         self._known = dict(state)
 
-    def _knows(self, pair: Pair) -> bool:
-        mismatched = needs_mismatched(self._config.loss)
-        return pair.pair_id in self._known and (not mismatched or pair.pair_id in self._mismatched)
+    def _unknown(self, pairs: Sequence[Pair]) -> list[Pair]:
+        return [pair for pair in pairs if pair.pair_id not in self._known]
+
+    def _lacks_mismatched(self, pairs: Sequence[Pair]) -> bool:
+        wanted = needs_mismatched(self._config.loss)
+        return wanted and any(pair.pair_id not in self._mismatched for pair in pairs)
 
     def _read_cache(self, pairs: Sequence[Pair]) -> None:
         """What the first process knows from other runs, on all processes."""

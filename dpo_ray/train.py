@@ -16,13 +16,25 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
 from dpo_ray.config import TrainingConfig
-from dpo_ray.desk import Assignment, EvaluatePairs, Finished, Outcome, ScoreWithStart, TrainerDesk, TrainRound
+from dpo_ray.desk import (
+    Assignment,
+    EvaluatePairs,
+    Finished,
+    Outcome,
+    SamplePolicy,
+    ScoreWithStart,
+    TrainerDesk,
+    TrainRound,
+    Work,
+)
+from dpo_ray.generation import generate
 from dpo_ray.learner import Learner, TrainingError
 from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.parallel import Peers
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.rounds import RoundPlan, RoundResult, train_round
 from dpo_ray.storage import Storage
+from dpo_ray.types import Completion, TokenSequence
 
 _CLOSE_S = 60
 """Workers that are still starting hear only then that they are not needed."""
@@ -133,7 +145,7 @@ class TrainWorker:
                 dist.broadcast_object_list(box, src=0, group=self._objects)
         return box[0]
 
-    def do(self, assignment: TrainRound | ScoreWithStart | EvaluatePairs) -> Any:
+    def do(self, assignment: Work) -> Any:
         match assignment:
             case TrainRound():
                 return self._train(assignment)
@@ -141,6 +153,8 @@ class TrainWorker:
                 return self._learner_at(self._version or 0).start_logps(sequences)
             case EvaluatePairs(version, pairs):
                 return self._learner_at(version).evaluate(pairs)
+            case SamplePolicy():
+                return self._sample(assignment)
             case _:
                 assert_never(assignment)
 
@@ -169,6 +183,39 @@ class TrainWorker:
         self._publish(learner, assignment, snapshot, result)
         checkpoints.remove()
         self._version = assignment.candidate
+
+    def _sample(self, assignment: SamplePolicy) -> tuple[list[Completion], list[float]]:
+        """Each process samples for its share of the prompts."""
+        learner, peers = self._learner_at(assignment.version), self._peers
+        own = assignment.prompts[peers.rank :: peers.world_size]
+        token_ids = generate(
+            self._registry.fetch(assignment.version),
+            [prompt.token_ids for prompt in own],
+            n=assignment.samples_per_prompt,
+            max_new_tokens=assignment.max_new_tokens,
+            seed=assignment.seed + peers.rank,
+            device=peers.device,
+        )
+        prompts = [prompt for prompt in own for _ in range(assignment.samples_per_prompt)]
+        mine = list(zip(prompts, token_ids, strict=True))
+        shares: list[Any] = [mine] * peers.world_size
+        if self._objects is not None:
+            dist.all_gather_object(shares, mine, group=self._objects)
+        both = [item for share in shares for item in share]
+        sequences = [TokenSequence(prompt.token_ids, tuple(ids)) for prompt, ids in both]
+        logps, start_logps = learner.logps(sequences), learner.start_logps(sequences)
+        completions = [
+            Completion(
+                prompt=prompt,
+                text=str(learner.tokenizer.decode(ids, skip_special_tokens=True)),
+                token_ids=tuple(ids),
+                logp=logp,
+                policy_version=assignment.version,
+                finish_reason="length" if len(ids) == assignment.max_new_tokens else "stop",
+            )
+            for (prompt, ids), logp in zip(both, logps, strict=True)
+        ]
+        return completions, start_logps
 
     def _report(self, metrics: StepMetrics, num_steps: int) -> None:
         if self._peers.rank == 0:

@@ -1,6 +1,7 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
 from dpo_ray.config.jobs import (
+    BetaSweepConfig,
     IterativeDPOConfig,
     JobConfig,
     OfflineConfig,
@@ -25,6 +26,7 @@ from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceCo
 
 __all__ = [
     "CONFIGS",
+    "BetaSweepConfig",
     "BufferConfig",
     "ClusterConfig",
     "EarlyStoppingConfig",

@@ -79,8 +79,8 @@ class IterativeDPOConfig(JobConfig):
             )
         if self.training.early_stopping.eval_every_steps:
             raise ValueError(
-                "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, and "
-                "bound each round's candidate with gate"
+                "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, "
+                "and bound each round's candidate with gate"
             )
         return self
 
@@ -116,6 +116,38 @@ class OfflineDPOConfig(OfflineConfig):
             raise ValueError("training.loss.type=sft imitates and prefers nothing: run jobs/sft.py for it")
         if self.read_with == "ray_data" and self.pairs == "film_reviews":
             raise ValueError("pairs=film_reviews is no file that Ray Data reads: set read_with to memory")
+        return self
+
+
+class BetaSweepConfig(OfflineDPOConfig):
+    """One offline run per beta, each evaluated on held-out prompts: reward, KL and accuracy side by side."""
+
+    betas: tuple[float, ...] = (0.05, 0.1, 1.0, 5.0)
+    """Values of training.loss.beta, as JSON; those of the DPO paper (arXiv:2305.18290)."""
+    prompts: str = "film_reviews"
+    """A file, a folder, or a `datasets` name; film_reviews generates its own."""
+    prompts_split: str = "train"
+    """Split, where `prompts` is a `datasets` name."""
+    prompts_column: str = "prompt"
+    """Column of the prompts: text or lists of messages."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest completion, in tokens."""
+    runs_at_once: int = Field(default=1, ge=1)
+    """Runs that train at the same time, each with training.workers processes."""
+    judge: JudgeConfig = JudgeConfig()
+    """Who gives completions their rewards."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is sampled of each policy."""
+
+    @model_validator(mode="after")
+    def _check_sweep(self) -> Self:
+        if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
+            raise ValueError(f"betas={list(self.betas)}: give different positive numbers")
+        if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
+            raise ValueError(
+                f"the judge of film reviews cannot score prompts of {self.prompts}: "
+                "set --judge.function module:function"
+            )
         return self
 
 

@@ -110,5 +110,7 @@ def _sentence(error: Any) -> str:
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{name} is no setting: see --help"
+    if error["type"] == "value_error":  # Written by us, with the value and the remedy.
+        return f"{name}: {error['ctx']['error']}".removeprefix(": ")
     given = f" (got {error['input']!r})" if error["loc"] else ""
     return f"{name}: {error['msg']}{given}".removeprefix(": ")

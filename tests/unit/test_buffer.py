@@ -1,9 +1,12 @@
 """An acknowledged pair is in the buffer exactly once, whatever happens to its owner."""
 
 import dataclasses
+import hashlib
+import json
 import math
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -132,3 +135,34 @@ def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, st
     buffer.put([make_pair(2)])
     buffer.close()
     assert PreferenceBuffer(buffer_url, storage).count() == 2
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_a_weight_that_no_loss_can_take_makes_no_pair(weight: float) -> None:
+    with pytest.raises(ValueError, match=rf"weight={weight} of a pair: give a finite number above 0"):
+        dataclasses.replace(make_pair(1), weight=weight)
+
+
+def test_another_weight_is_other_content(buffer: PreferenceBuffer) -> None:
+    heavy = dataclasses.replace(make_pair(1), weight=2.0)
+    assert heavy.pair_id == make_pair(1).pair_id
+    buffer.put([heavy])
+    with pytest.raises(ValueError, match="other content"):
+        buffer.put([make_pair(1)])
+
+
+def test_a_store_that_knew_no_weights_goes_on_with_weight_one(
+    buffer: PreferenceBuffer, buffer_url: str, storage: Storage
+) -> None:
+    content = {name: value for name, value in dataclasses.asdict(make_pair(1)).items() if name != "weight"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    buffer.put([make_pair(1)])
+    buffer.close()
+    store = sqlite3.connect(buffer_url.removeprefix("sqlite:///"))
+    store.execute("ALTER TABLE pairs DROP COLUMN weight")
+    assert store.execute("SELECT content_sha256 FROM pairs").fetchone() == (digest,)
+    store.close()
+    again = PreferenceBuffer(buffer_url, storage)
+    heavy = dataclasses.replace(make_pair(2), weight=2.0)
+    assert again.put([make_pair(1), heavy]) == PutReceipt(added=1, known=1)
+    assert sorted(kept(again, storage), key=lambda pair: pair.weight) == [make_pair(1), heavy]

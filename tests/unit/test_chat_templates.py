@@ -181,13 +181,6 @@ def test_neox_ids_by_hand_are_the_text_and_one_eos(tmp_path: Path) -> None:
     assert pair.rejected_ids == ids(NEOX, " No", "<|endoftext|>")
 
 
-def test_neox_transcripts_stay_text(tmp_path: Path) -> None:
-    start = "\n\nHuman: Why?\n\nAssistant:"
-    pair = load(tmp_path, by_character(NEOX), chosen=f"{start} Air.", rejected=f"{start} No")
-    assert pair.prompt_ids == ids(NEOX, start)
-    assert pair.chosen_ids == ids(NEOX, " Air.", "<|endoftext|>")
-
-
 def test_neox_refuses_messages_by_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"row 1: these are messages, .* no chat template"):
         load_talk(tmp_path, by_character(NEOX), [turn("user", "Why?")])
@@ -290,7 +283,7 @@ def test_a_template_that_leaves_out_answers_is_refused(tmp_path: Path) -> None:
 def test_tools_and_template_settings_reach_the_template(tmp_path: Path, tools: object) -> None:
     family = Family(
         specials=("<eos>",),
-        template="{{ tools[0].name }}:{{ mood }}:"
+        template="{{ tools[0].name }}:{{ mood }}:{% if unset is defined %}set{% endif %}"
         "{% for message in messages %}{{ message.content }}<eos>{% endfor %}",
         eos="<eos>",
         end="<eos>",

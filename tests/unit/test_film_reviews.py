@@ -7,6 +7,7 @@ import pytest
 from dpo_ray.film_reviews import (
     MAX_CLAUSES,
     VOCABULARY,
+    generate_pairs,
     generate_prompts,
     generate_review,
     generate_reviews,
@@ -131,3 +132,24 @@ def test_a_conversation_is_judged_by_its_last_message() -> None:
     ]
     judgement = judge(conversation, REVIEW.removeprefix("the film was "))
     assert judgement == Judgement(reward=1 / 3, metrics={"grammatical": 1.0})
+
+
+def test_both_completions_of_a_generated_pair_finish_a_review() -> None:
+    for pair in generate_pairs(500, seed=0):
+        assert is_grammatical(pair.prompt + pair.chosen)
+        assert is_grammatical(pair.prompt + pair.rejected)
+        assert len(pair.prompt.split()) >= 2
+        assert sentiment(pair.prompt) is None
+
+
+def test_the_judge_gives_a_generated_pair_its_rewards_and_prefers_the_chosen() -> None:
+    for pair in generate_pairs(500, seed=0):
+        assert judge(pair.prompt, pair.chosen).reward == pair.chosen_reward == 1.0
+        assert judge(pair.prompt, pair.rejected).reward == pair.rejected_reward < 1.0
+
+
+def test_generated_pairs_are_diverse_in_both_sides_and_rewards() -> None:
+    pairs = generate_pairs(500, seed=0)
+    assert len({pair.chosen for pair in pairs}) == len({pair.rejected for pair in pairs}) == 500
+    assert {round(12 * pair.rejected_reward) for pair in pairs} == {0, 3, 4, 6, 8, 9}  # k/3 and k/4.
+    assert pairs == generate_pairs(500, seed=0) != generate_pairs(500, seed=1)

@@ -1,77 +1,38 @@
-"""Offline pairs have the tokens that a sampler and a learner would agree on."""
+"""Offline pairs have the tokens that a sampler and a learner would agree on, and all of them fit."""
 
-import json
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from characters import (
+    ASSISTANT,
+    BOS,
+    CHAT,
+    EOS,
+    FINE,
+    HH_RLHF,
+    PLAIN,
+    assistant,
+    codes,
+    load,
+    load_row,
+    make_tokenizer,
+    user,
+    write_jsonl,
+)
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from dpo_ray.buffer import PreferenceBuffer, SnapshotQuery
 from dpo_ray.film_reviews import is_grammatical, sentiment
-from dpo_ray.preference_data import PairSet, load_pairs
+from dpo_ray.preference_data import PairSet
 from dpo_ray.starter import make_review_tokenizer
-from dpo_ray.storage import Storage
-from dpo_ray.types import Message, Pair
+from dpo_ray.types import Pair
 
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
-
-# An ASCII character's id is its code; "ab" is one token.
-BOS, EOS, USER, ASSISTANT, AB = 128, 129, 130, 131, 132
-TURNS = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
-CHAT_TEMPLATE = f"{{{{ bos_token }}}}{TURNS}{{% if add_generation_prompt %}}<assistant>{{% endif %}}"
-
-
-def make_tokenizer(layout: str = "$A", chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token per character, special tokens where `layout` puts them."""
-    specials = {"<bos>": BOS, "<eos>": EOS, "<user>": USER, "<assistant>": ASSISTANT}
-    characters = {chr(code): code for code in range(128)}
-    tokenizer = Tokenizer(BPE({**characters, **specials, "ab": AB}, [("a", "b")], unk_token="?"))
-    tokenizer.add_special_tokens(list(specials))
-    tokenizer.post_processor = TemplateProcessing(single=layout, special_tokens=list(specials.items()))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=chat_template
-    )
-
-
-PLAIN = make_tokenizer()
-CHAT = make_tokenizer(chat_template=CHAT_TEMPLATE)
-
-
-def codes(text: str) -> tuple[int, ...]:
-    return tuple(map(ord, text))
-
-
-def user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def write_jsonl(path: Path, *rows: object) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
-
-def load(source: object, tokenizer: Any = PLAIN, *, max_tokens: int = 1000, **options: Any) -> PairSet:
-    return load_pairs(str(source), split="train", tokenizer=tokenizer, max_tokens=max_tokens, **options)
-
-
-def load_row(folder: Path, tokenizer: Any = PLAIN, **row: object) -> Pair:
-    source = write_jsonl(folder / "pairs.jsonl", row)
-    (pair,) = load(source, tokenizer, unpaired_allowed=True).pairs
-    return pair
-
-
-FINE = {"prompt": "Q", "chosen": "yes", "rejected": "no"}
+needs_data = pytest.mark.skipif(not HH_RLHF.exists(), reason="sample data is not here")
 
 
 def test_text_completions_end_with_eos(tmp_path: Path) -> None:
@@ -84,72 +45,6 @@ def test_text_completions_end_with_eos(tmp_path: Path) -> None:
         rejected_ids=(ord("3"), EOS),
         source="file",
     )
-
-
-def test_only_the_prompt_has_a_bos(tmp_path: Path) -> None:
-    pair = load_row(tmp_path, make_tokenizer("<bos> $A <eos>"), **FINE)
-    assert pair.prompt_ids == (BOS, ord("Q"))
-    assert (pair.chosen_ids, pair.rejected_ids) == ((*codes("yes"), EOS), (*codes("no"), EOS))
-
-
-@pytest.mark.parametrize("tokenizer", [PLAIN, make_tokenizer("<bos> $A <eos>")], ids=["plain", "adds_eos"])
-@pytest.mark.parametrize("chosen", ["yes<eos>", "yes<eos>\n"])
-def test_an_eos_that_the_completion_brings_is_not_doubled(
-    tmp_path: Path, tokenizer: Any, chosen: str
-) -> None:
-    pair = load_row(tmp_path, tokenizer, prompt="Q", chosen=chosen, rejected="no")
-    assert pair.chosen_ids == (*codes("yes"), EOS)
-
-
-def test_a_token_across_the_border_leaves_the_prompt_as_the_sampler_sees_it(tmp_path: Path) -> None:
-    pair = load_row(tmp_path, make_tokenizer("<bos> $A <eos>"), prompt="xa", chosen="bab", rejected="c")
-    assert pair.prompt_ids == (BOS, *codes("xa"))
-    assert pair.chosen_ids == (ord("b"), AB, EOS)
-
-
-def test_messages_get_the_chat_template_once_over_the_whole_conversation(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer("<bos> $A <eos>", CHAT_TEMPLATE)
-    pair = load_row(
-        tmp_path, tokenizer, prompt=[user("Q")], chosen=[assistant("yes")], rejected=[assistant("no")]
-    )
-    assert pair.prompt_ids == (BOS, USER, ord("Q"), EOS, ASSISTANT)
-    assert (pair.chosen_ids, pair.rejected_ids) == ((*codes("yes"), EOS), (*codes("no"), EOS))
-    assert (pair.prompt, pair.chosen, pair.rejected) == ([user("Q")], [assistant("yes")], [assistant("no")])
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"chosen": [user("Q"), assistant("yes")], "rejected": [user("Q"), assistant("no")]},
-        {"prompt": "Q", "chosen": [user("Q"), assistant("yes")], "rejected": [user("Q"), assistant("no")]},
-        {"prompt": "Q", "chosen": [assistant("yes")], "rejected": [assistant("no")]},
-        {"prompt": [user("Q")], "chosen": "yes", "rejected": "no"},
-        {
-            "prompt": None,
-            "chosen": "\n\nHuman: Q\n\nAssistant: yes",
-            "rejected": "\n\nHuman: Q\n\nAssistant: no",
-        },
-        {
-            "prompt": [{"from": "human", "value": "Q"}],
-            "chosen": [{"from": "gpt", "value": "yes"}],
-            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "no"}]}],
-        },
-    ],
-)
-def test_every_way_to_write_a_conversation_gives_the_same_pair(
-    tmp_path: Path, row: dict[str, object]
-) -> None:
-    expected = load_row(
-        tmp_path, CHAT, prompt=[user("Q")], chosen=[assistant("yes")], rejected=[assistant("no")]
-    )
-    assert load_row(tmp_path, CHAT, **row) == expected
-
-
-def test_earlier_answers_belong_to_the_shared_prompt(tmp_path: Path) -> None:
-    shared = [user("Q"), assistant("yes"), user("why")]
-    pair = load_row(tmp_path, CHAT, chosen=[*shared, assistant("so")], rejected=[*shared, assistant("no")])
-    assert pair.prompt == shared
-    assert pair.chosen_ids == (*codes("so"), EOS)
 
 
 def test_transcripts_stay_text_without_a_chat_template(tmp_path: Path) -> None:
@@ -194,31 +89,10 @@ def test_what_is_left_out_is_counted(tmp_path: Path, tokenizer: Any, row: object
     assert (len(loaded.pairs), loaded.dropped) == (1, {reason: 2})
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "reason"),
-    [
-        ([user("Q"), assistant("a")], [user("P"), assistant("a")], "no_shared_prompt"),
-        ([user("Q"), assistant("a")], [user("Q")], "empty"),
-        ([user("Q"), assistant("a")], [user("Q"), assistant("a")], "equal"),
-        (
-            [user("Q"), assistant("a")],
-            [user("Q"), assistant("b"), user("R"), assistant("c")],
-            "several_turns",
-        ),
-        ([assistant("a")], [assistant("b")], "no_shared_prompt"),
-    ],
-)
-def test_unusable_conversations_are_counted(
-    tmp_path: Path, chosen: object, rejected: object, reason: str
-) -> None:
-    row = {"chosen": chosen, "rejected": rejected}
-    fine = {"chosen": [user("Q"), assistant("yes")], "rejected": [user("Q"), assistant("no")]}
-    loaded = load(write_jsonl(tmp_path / "pairs.jsonl", fine, row), CHAT)
-    assert (len(loaded.pairs), loaded.dropped) == (1, {reason: 1})
-
-
-def test_a_pair_that_fits_exactly_is_kept(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "pairs.jsonl", {"prompt": "1234", "chosen": "56", "rejected": "5"})
+@pytest.mark.parametrize(("chosen", "rejected"), [("56", "5"), ("5", "56")])
+def test_a_pair_that_fits_exactly_is_kept(tmp_path: Path, chosen: str, rejected: str) -> None:
+    row = {"prompt": "1234", "chosen": chosen, "rejected": rejected}
+    source = write_jsonl(tmp_path / "pairs.jsonl", row)
     assert len(load(source, max_tokens=7).pairs) == 1
     with pytest.raises(
         ValueError, match=r"no pairs in .*pairs\.jsonl \(left out: \{'too_long': 1\}\).* 6 tokens"
@@ -226,166 +100,11 @@ def test_a_pair_that_fits_exactly_is_kept(tmp_path: Path) -> None:
         load(source, max_tokens=6)
 
 
-def test_a_missing_column_names_those_that_exist(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "pairs.jsonl", {"prompt": "Q", "chosen": "yes", "worse": "no"})
-    with pytest.raises(ValueError, match=r"row 1: no column rejected: .* prompt, chosen, worse"):
-        load(source)
-
-
-def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer(chat_template="{{ messages | length }}" + CHAT_TEMPLATE)
-    row = {"prompt": [user("Q")], "chosen": [assistant("yes")], "rejected": [assistant("no")]}
-    with pytest.raises(ValueError, match=r"row 1: .* writes the prompt in another way"):
-        load(write_jsonl(tmp_path / "pairs.jsonl", row), tokenizer)
-
-
-def test_messages_without_a_chat_template_are_refused(tmp_path: Path) -> None:
-    row = {"prompt": [user("Q")], "chosen": [assistant("yes")], "rejected": [assistant("no")]}
-    with pytest.raises(ValueError, match="tokenizer has no chat template"):
-        load(write_jsonl(tmp_path / "pairs.jsonl", row))
-
-
-def test_text_needs_an_end_of_sequence_token(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no end-of-sequence token: set eos_token"):
-        load(write_jsonl(tmp_path / "pairs.jsonl", FINE), tokenizer)
-
-
-def test_a_completion_of_another_type_names_row_and_type(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "pairs.jsonl", FINE, {"prompt": "Q", "chosen": "yes", "rejected": 3})
-    with pytest.raises(ValueError, match=r"row 2: expected text or a list of messages, found int '3'"):
-        load(source)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "expected"),
-    [
-        ("The sky is blue.", "The sky is green.", ("The sky is", " blue.", " green.")),
-        ("The sky is blue.", "The sky is black.", ("The sky is", " blue.", " black.")),
-        ("The sky is", "The sky is, say, blue", ("The sky", " is", " is, say, blue")),
-        ("Two lines:\none", "Two lines:\ntwo", ("Two lines:", "\none", "\ntwo")),
-        ("f(x) = 1", "f(y) = 1", ("f(", "x) = 1", "y) = 1")),
-    ],
-)
-def test_texts_without_a_prompt_share_their_first_whole_words(
-    tmp_path: Path, chosen: str, rejected: str, expected: tuple[str, str, str]
-) -> None:
-    pair = load_row(tmp_path, CHAT, chosen=chosen, rejected=rejected)
-    assert (pair.prompt, pair.chosen, pair.rejected) == expected
-
-
-PRAISED = Pair("Q", "yes", "", codes("Q"), (*codes("yes"), EOS), (), source="file")
-BLAMED = Pair("Q", "", "yes", codes("Q"), (), (*codes("yes"), EOS), source="file")
-
-
-@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1"])
-def test_a_good_label_makes_a_pair_without_a_rejected_side(tmp_path: Path, label: object) -> None:
-    pair = load_row(tmp_path, prompt="Q", completion="yes", label=label)
-    assert pair == PRAISED
-    assert pair.is_unpaired
-
-
-@pytest.mark.parametrize("label", [False, 0, 0.0, "false", "False", "0"])
-def test_a_bad_label_makes_a_pair_without_a_chosen_side(tmp_path: Path, label: object) -> None:
-    pair = load_row(tmp_path, prompt="Q", completion="yes", label=label)
-    assert pair == BLAMED
-    assert pair.is_unpaired
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": [user("Q")], "completion": [assistant("yes")]},
-        {"prompt": [user("Q")], "completion": "yes"},
-        {"prompt": "Q", "completion": [assistant("yes")]},
-        {"completion": [user("Q"), assistant("yes")]},
-        {"prompt": "Q", "messages": [user("Q"), assistant("yes")]},
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "yes"}]},
-        {"messages": [user("Q"), assistant("yes"), user("thanks")]},
-        {"completion": "\n\nHuman: Q\n\nAssistant: yes"},
-    ],
-)
-def test_every_way_to_write_a_labelled_conversation_gives_the_same_pair(
-    tmp_path: Path, row: dict[str, object]
-) -> None:
-    pair = load_row(tmp_path, CHAT, **row, label=True)
-    assert (pair.prompt, pair.chosen, pair.rejected) == ([user("Q")], [assistant("yes")], "")
-    assert pair.prompt_ids == (BOS, USER, ord("Q"), EOS, ASSISTANT)
-    assert (pair.chosen_ids, pair.rejected_ids) == ((*codes("yes"), EOS), ())
-
-
-def test_earlier_answers_of_a_labelled_conversation_belong_to_the_prompt(tmp_path: Path) -> None:
-    before = [user("Q"), assistant("yes"), user("why")]
-    pair = load_row(tmp_path, CHAT, messages=[*before, assistant("so")], label=False)
-    assert (pair.prompt, pair.rejected) == (before, [assistant("so")])
-
-
-def test_a_thumb_up_and_a_thumb_down_for_one_answer_are_two_pairs() -> None:
-    assert PRAISED.pair_id != BLAMED.pair_id
-    assert not Pair("Q", "a", "b", (1,), (2,), (3,)).is_unpaired
-
-
 def test_one_sided_rows_are_refused_where_the_loss_compares(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "pairs.jsonl", FINE, {"prompt": "Q", "completion": "yes", "label": True})
     with pytest.raises(ValueError, match=r"row 2: one completion .* set --training\.loss\.type to kto"):
         load(source)
     assert [pair.is_unpaired for pair in load(source, unpaired_allowed=True).pairs] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "Q", "completion": "yes"}, "row 1: no column label: .* prompt, completion"),
-        ({"prompt": "Q", "label": True}, "row 1: no column chosen and no column rejected"),
-        ({"prompt": "Q", "completion": "yes", "label": "maybe"}, "row 1: label is 'maybe': write true"),
-        ({**FINE, "weight": 0}, r"row 1: weight=0\.0 of a pair: give a finite number above 0"),
-        ({**FINE, "weight": -1.5}, r"row 1: weight=-1\.5 of a pair"),
-        ({**FINE, "weight": "much"}, "row 1: weight is 'much': write a finite number, or rename"),
-        ({**FINE, "weight": float("nan")}, "row 1: weight is nan"),
-        ({**FINE, "chosen_reward": [1]}, r"row 1: chosen_reward is \[1\]"),
-    ],
-)
-def test_what_a_row_lacks_is_said(tmp_path: Path, row: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load(write_jsonl(tmp_path / "pairs.jsonl", row), unpaired_allowed=True)
-
-
-def test_weights_and_rewards_are_the_rows_own_and_a_margin_is_none(tmp_path: Path) -> None:
-    row = {**FINE, "weight": "2.5", "chosen_reward": 3, "rejected_reward": None, "margin": 7}
-    pair = load_row(tmp_path, **row)
-    assert (pair.weight, pair.chosen_reward, pair.rejected_reward) == (2.5, 3.0, None)
-    assert load_row(tmp_path, **FINE).weight == 1.0
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"prompt": "Q", "completion": " ", "label": True}, "empty"),
-        ({"prompt": "Q", "completion": "yes" * 9, "label": True}, "too_long"),
-        ({"completion": "yes", "label": True}, "no_shared_prompt"),
-        ({"messages": [user("Q")], "label": True}, "no_shared_prompt"),
-        ({"messages": [assistant("Q")], "label": True}, "no_shared_prompt"),
-        (
-            {"prompt": [user("Q")], "completion": [assistant("a"), user("R"), assistant("b")], "label": True},
-            "several_turns",
-        ),
-        ({"prompt": [user("Q")], "completion": [], "label": True}, "empty"),
-        (
-            {
-                "prompt": [user("Q")],
-                "chosen": [{"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]}],
-                "rejected": [assistant("no")],
-            },
-            "tool_calls",
-        ),
-    ],
-)
-def test_unusable_labelled_rows_are_counted(tmp_path: Path, row: object, reason: str) -> None:
-    fine = {"prompt": "Q", "completion": "yes", "label": True}
-    source = write_jsonl(tmp_path / "pairs.jsonl", fine, row)
-    loaded = load(source, CHAT, max_tokens=10, unpaired_allowed=True)
-    assert (loaded.pairs, loaded.dropped) == ((PRAISED,), {reason: 1})
 
 
 def test_the_log_and_the_set_name_each_row_that_was_left_out(
@@ -451,9 +170,10 @@ def test_a_long_conversation_keeps_its_end_and_its_bos(tmp_path: Path) -> None:
     assert loaded.truncated == 1
 
 
-def test_a_snapshot_gives_its_pairs_back_in_new_tokens(
-    buffer: PreferenceBuffer, storage: Storage, tmp_path: Path
-) -> None:
+QUERY = SnapshotQuery(max_round=0, min_policy_version=0, limit=9, seed=0)
+
+
+def test_a_snapshot_gives_its_pairs_back_in_new_tokens(buffer: PreferenceBuffer, tmp_path: Path) -> None:
     both = Pair("Q", "yes", "no", (1,), (2, 3), (4,), chosen_reward=1.0, rejected_reward=0.5, weight=2.0)
     praised = Pair("Q", "so", "", (1,), (5,), (), policy_version=3, judge="thumbs")
     blamed = Pair("Q", "", "nay", (1,), (), (6,), policy_version=3, judge="thumbs")
@@ -473,9 +193,7 @@ def test_a_snapshot_gives_its_pairs_back_in_new_tokens(
     }
 
 
-def test_a_snapshot_of_conversations_gives_them_back(
-    buffer: PreferenceBuffer, storage: Storage, tmp_path: Path
-) -> None:
+def test_a_snapshot_of_conversations_gives_them_back(buffer: PreferenceBuffer, tmp_path: Path) -> None:
     both = Pair([user("Q")], [assistant("yes")], [assistant("no")], (1,), (2,), (3,))
     buffer.put([both, Pair([user("Q")], "", [assistant("nay")], (1,), (), (4,))])
     buffer.declare_snapshot(SnapshotQuery(max_round=0, min_policy_version=0, limit=9, seed=0), live_version=0)
@@ -485,14 +203,6 @@ def test_a_snapshot_of_conversations_gives_them_back(
     assert ([user("Q")], "", [assistant("nay")]) in texts
 
 
-def test_a_completion_without_its_space_keeps_the_last_word_of_the_prompt(tmp_path: Path) -> None:
-    tokenizer = make_review_tokenizer()
-    row = {"prompt": "the film", "chosen": "was great .", "rejected": " was dull ."}
-    pair = load_row(tmp_path, tokenizer, **row)
-    texts = [tokenizer.decode(list(ids)) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
-    assert texts == ["the film", "was great . <eos>", "was dull . <eos>"]
-
-
 def test_film_reviews_are_pairs_that_the_judge_tells_apart() -> None:
     tokenizer = make_review_tokenizer()
     loaded = load("film_reviews", tokenizer, max_tokens=128)
@@ -500,54 +210,43 @@ def test_film_reviews_are_pairs_that_the_judge_tells_apart() -> None:
     assert len({pair.pair_id for pair in loaded.pairs}) == 2048
     assert loaded == load("film_reviews", tokenizer, max_tokens=128)
     for pair in loaded.pairs[:200]:
-        chosen, rejected = (tokenizer.decode(list(ids[:-1])) for ids in (pair.chosen_ids, pair.rejected_ids))
+        sides = (pair.chosen_ids[:-1], pair.rejected_ids[:-1])
+        chosen, rejected = (str(tokenizer.decode(list(ids))) for ids in sides)
         assert is_grammatical(f"{pair.prompt} {chosen}")
         assert is_grammatical(f"{pair.prompt} {rejected}")
         assert (pair.chosen_reward, pair.rejected_reward) == (sentiment(chosen), sentiment(rejected))
         assert pair.chosen_ids[-1] == pair.rejected_ids[-1] == tokenizer.eos_token_id
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="sample data is not here")
+@functools.cache
+def whole_sample(tokenizer: Any) -> PairSet:
+    return load(HH_RLHF, tokenizer, max_tokens=10**6)
+
+
+@needs_data
 @pytest.mark.parametrize("tokenizer", [PLAIN, CHAT], ids=["plain", "chat"])
 def test_hh_rlhf_loads_but_for_empty_answers_and_parted_prompts(tokenizer: Any) -> None:
-    loaded = load(SAMPLE, tokenizer, max_tokens=10**6)
+    loaded = whole_sample(tokenizer)
     assert len(loaded.pairs) == 2303
     assert loaded.dropped == {"empty": 4, "several_turns": 5}
     assert all(pair.chosen_ids[-1] == pair.rejected_ids[-1] == EOS for pair in loaded.pairs)
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="sample data is not here")
+@needs_data
 @pytest.mark.parametrize("tokenizer", [PLAIN, CHAT], ids=["plain", "chat"])
 def test_hh_rlhf_prompts_are_cut_to_what_fits(tokenizer: Any) -> None:
-    whole = {pair.chosen_ids: pair for pair in load(SAMPLE, tokenizer, max_tokens=10**6).pairs}
-    loaded = load(SAMPLE, tokenizer, max_tokens=500, long_prompts="cut_start")
+    loaded, left_out = load(HH_RLHF, tokenizer, max_tokens=500, long_prompts="cut_start"), 0
+    cut_pairs = iter(loaded.pairs)
     cut = 0
-    for pair in loaded.pairs:
-        prompt_ids = whole[pair.chosen_ids].prompt_ids
-        num_tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-        if pair.prompt_ids == prompt_ids:
-            assert num_tokens <= 500
+    for pair in whole_sample(tokenizer).pairs:
+        longer = max(len(pair.chosen_ids), len(pair.rejected_ids))
+        start = int(pair.prompt_ids[0] == BOS)
+        if longer + start >= 500:
+            left_out += 1
             continue
-        cut += 1
-        assert num_tokens == 500
-        assert pair.prompt_ids[-20:] == prompt_ids[-20:]
-        assert (pair.prompt_ids[0] == BOS) == (prompt_ids[0] == BOS)
+        excess = max(0, len(pair.prompt_ids) + longer - 500)
+        cut += excess > 0
+        expected = pair.prompt_ids[:start] + pair.prompt_ids[start + excess :]
+        assert next(cut_pairs) == dataclasses.replace(pair, prompt_ids=expected)
+    assert loaded.dropped.get("too_long", 0) == left_out > 10
     assert loaded.truncated == cut > 500
-    assert len(loaded.pairs) + sum(loaded.dropped.values()) == 2312
-    assert loaded.dropped["too_long"] < load(SAMPLE, tokenizer, max_tokens=500).dropped["too_long"]
-
-
-@pytest.mark.skipif(not SAMPLE.exists(), reason="sample data is not here")
-def test_hh_rlhf_as_thumbs_has_the_sides_of_its_pairs(tmp_path: Path) -> None:
-    pairs = load(SAMPLE, CHAT, max_tokens=10**6).pairs[:100]
-    rows = [
-        {"prompt": pair.prompt, "completion": completion, "label": label}
-        for pair in pairs
-        for completion, label in ((pair.chosen, True), (pair.rejected, False))
-    ]
-    thumbs = load(
-        write_jsonl(tmp_path / "a.jsonl", *rows), CHAT, max_tokens=10**6, unpaired_allowed=True
-    ).pairs
-    assert [pair.prompt_ids for pair in thumbs[::2]] == [pair.prompt_ids for pair in pairs]
-    assert [pair.chosen_ids for pair in thumbs[::2]] == [pair.chosen_ids for pair in pairs]
-    assert [pair.rejected_ids for pair in thumbs[1::2]] == [pair.rejected_ids for pair in pairs]

@@ -1,6 +1,7 @@
 """A snapshot is declared once, chosen by its query alone, and read by tools that do not know us."""
 
 import dataclasses
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -23,8 +24,12 @@ from dpo_ray.types import Message, Pair
 COLUMNS = [
     *("pair_id", "prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids"),
     *("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"),
-    *("policy_version", "round", "source", "judge", "created_at"),
+    *("policy_version", "round", "source", "judge", "weight", "created_at"),
 ]
+
+
+PRAISED = dataclasses.replace(make_pair(4), rejected="", rejected_ids=())
+BLAMED = dataclasses.replace(make_pair(5), chosen="", chosen_ids=())
 
 
 def versions_of(pairs: list[Pair]) -> set[int]:
@@ -45,6 +50,7 @@ def test_a_declared_snapshot_stays_as_it_is(buffer: PreferenceBuffer, storage: S
 
 def test_a_snapshot_brings_the_pairs_back_whole(buffer: PreferenceBuffer, storage: Storage) -> None:
     pairs = [make_pair(number, version=number % 3, round_=number % 2) for number in range(20)]
+    pairs[3:6] = [dataclasses.replace(pairs[3], weight=0.25), PRAISED, BLAMED]
     buffer.put(pairs)
     read = read_snapshot(storage, buffer.declare_snapshot(all_of_round(1), live_version=2))
     assert read == sorted(pairs, key=lambda pair: pair.pair_id)
@@ -140,3 +146,36 @@ def test_conversations_are_message_lists_and_plain_pairs_among_them_become_such(
         talk.pair_id,
         make_pair(2).pair_id,
     }
+
+
+def test_conversations_of_which_one_side_is_missing_come_back_whole(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    question: list[Message] = [{"role": "user", "content": "Q"}]
+    yes: list[Message] = [{"role": "assistant", "content": "yes"}]
+    praised = dataclasses.replace(PRAISED, prompt=question, chosen=yes)
+    blamed = dataclasses.replace(BLAMED, prompt=question, rejected=yes)
+    buffer.put([praised, blamed])
+    manifest = buffer.declare_snapshot(all_of_round(0), live_version=0)
+    assert sorted(read_snapshot(storage, manifest), key=lambda pair: pair.chosen_ids) == [blamed, praised]
+    table = pq.read_table(io.BytesIO(storage.read_bytes("rounds/00000/pairs.parquet")))
+    assert sorted(table["chosen"].to_pylist(), key=len) == [[], yes]
+    buffer.put([dataclasses.replace(praised, policy_version=5)])
+    only_praised = SnapshotQuery(max_round=1, min_policy_version=5, limit=9, seed=0)
+    buffer.declare_snapshot(only_praised, live_version=5)
+    table = pq.read_table(io.BytesIO(storage.read_bytes("rounds/00001/pairs.parquet")))
+    assert table["rejected"].to_pylist() == [[]]
+    assert table.schema.field("chosen").type == table.schema.field("rejected").type
+
+
+def test_a_snapshot_without_weights_has_pairs_of_weight_one(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    buffer.put([dataclasses.replace(make_pair(1), weight=3.0)])
+    manifest = buffer.declare_snapshot(all_of_round(0), live_version=0)
+    table = pq.read_table(io.BytesIO(storage.read_bytes("rounds/00000/pairs.parquet")))
+    without = io.BytesIO()
+    pq.write_table(table.drop_columns(["weight"]), without)
+    storage.write_bytes("rounds/00000/pairs.parquet", without.getvalue())
+    digest = hashlib.sha256(without.getvalue()).hexdigest()
+    assert read_snapshot(storage, manifest.model_copy(update={"sha256": digest})) == [make_pair(1)]
