@@ -1,6 +1,6 @@
 """The learner against TRL's DPOTrainer, against its own FLOPs, and with several workers.
 
-`python benchmarks/learner.py [--size 5M] [--steps 8] [--only speed memory work agreement] [--workers 1 2]
+`python benchmarks/learner.py [--size 5M] [--steps 16] [--only speed memory work agreement] [--workers 1 2]
 [--dialogues FILE] [--out FILE.md]` prints a Markdown table. Run it on a quiet machine. TRL comes from
 requirements/bench.txt.
 """
@@ -34,6 +34,8 @@ from learner_rows import (
 from learner_setup import SIZES
 from rich.console import Console
 from rich.progress import Progress
+
+from dpo_ray.config.training import TrainingConfig
 
 PARTS = ("speed", "memory", "work", "agreement")
 TUNED_HEAP = {
@@ -87,13 +89,17 @@ def describe(benchmark: Benchmark) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=list(SIZES), default="16M")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
+    parser.add_argument("--steps", type=int, default=16, help="timed steps of each side")
     parser.add_argument("--batch", type=int, default=8, help="pairs per step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=None, help="parts of the CPU benchmark")
     parser.add_argument("--workers", nargs="+", type=int, default=(), help="numbers of workers to compare")
     parser.add_argument(
         "--dialogues", default=None, help="JSON lines with chosen and rejected; else random ones"
+    )
+    tokens = TrainingConfig().tokens_per_pass
+    parser.add_argument(
+        "--tokens_per_pass", type=int, default=tokens, help="of ours; TRL has one pass per batch"
     )
     parser.add_argument(
         "--preload", default=None, help="allocator library to tune both sides with; else glibc's"
@@ -113,13 +119,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
         shown = progress.add_task("starting", total=None)
         benchmark = Benchmark(
-            given.size,
-            given.device,
-            given.batch,
-            given.steps,
-            given.dialogues,
-            heap,
-            Path(folder),
+            size=given.size,
+            device=given.device,
+            batch=given.batch,
+            steps=given.steps,
+            dialogues=given.dialogues,
+            tokens_per_pass=given.tokens_per_pass,
+            heap=heap,
+            folder=Path(folder),
             on_step=lambda name: progress.update(shown, description=name, advance=1),
         )
         rows = gpu_rows(benchmark) if given.device == "cuda" and parts else cpu_rows(benchmark, parts)

@@ -135,9 +135,17 @@ class Work:
     """CPU-seconds of the same matrix products alone."""
 
 
-def measure_work(model: Path, batches: Sequence[Sequence[Pair]], *, on_batch: Callable[[], object]) -> Work:
+def measure_work(
+    model: Path,
+    batches: Sequence[Sequence[Pair]],
+    *,
+    tokens_per_pass: int,
+    on_batch: Callable[[], object],
+) -> Work:
     """Each batch three times, by turns: counted, timed, and its matrix products alone."""
-    learner = Learner(model, model, TrainingConfig(reference=ReferenceConfig(keep_logps=False)), Peers())
+    reference = ReferenceConfig(keep_logps=False)
+    config = TrainingConfig(tokens_per_pass=tokens_per_pass, reference=reference)
+    learner = Learner(model, model, config, Peers())
     learner.evaluate(list(itertools.chain.from_iterable(batches)))  # Computes the reference.
     counted = product_flops = 0
     step_s = product_s = 0.0

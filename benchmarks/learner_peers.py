@@ -47,6 +47,8 @@ class Task:
     num_batches: int
     """They are gone through again and again."""
     dialogues: str | None
+    tokens_per_pass: int
+    """Ours only."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
 
 
@@ -180,11 +182,15 @@ def _peak(*, on_gpu: bool) -> int:
 
 
 def train_ours(task: Task, batches: Sequence[list[Pair]], commands: Commands) -> None:
-    """Our learner as it is configured by default; the reference is done before, as with TRL tuned."""
+    """Our learner, by default but for what the task says; the reference is done before, as with TRL tuned."""
     device = torch.device(task.device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    config = TrainingConfig(parallelism=task.parallelism, reference=ReferenceConfig(keep_logps=False))
+    config = TrainingConfig(
+        parallelism=task.parallelism,
+        tokens_per_pass=task.tokens_per_pass,
+        reference=ReferenceConfig(keep_logps=False),
+    )
     learner = Learner(Path(task.model), Path(task.model), config, Peers.current(device))
     pairs = list(itertools.chain.from_iterable(batches))
     # The first call computes the reference too; the second one shows what the rest takes.

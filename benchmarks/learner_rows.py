@@ -35,6 +35,8 @@ class Benchmark:
     batch: int
     steps: int
     dialogues: str | None
+    tokens_per_pass: int
+    """Of ours; TRL computes each batch in one pass."""
     heap: dict[str, str]
     """Environment of the processes with a tuned allocator."""
     folder: Path
@@ -49,9 +51,17 @@ class Benchmark:
         return make_model(self.folder / "model", SIZES[self.size])
 
     def task(self, kind: Kind, *, fsdp: bool = False) -> Task:
-        parallelism = "fsdp" if fsdp else "ddp"
-        device, batch, steps = self.device, self.batch, self.steps
-        return Task(kind, str(self.model), self.size, device, batch, steps, self.dialogues, parallelism)
+        return Task(
+            kind=kind,
+            model=str(self.model),
+            size=self.size,
+            device=self.device,
+            batch=self.batch,
+            num_batches=self.steps,
+            dialogues=self.dialogues,
+            tokens_per_pass=self.tokens_per_pass,
+            parallelism="fsdp" if fsdp else "ddp",
+        )
 
     def take_turns(self, kinds: Sequence[Kind], env: Mapping[str, str]) -> Turns:
         """Each kind's steps: one after another, the first of which warms up."""
@@ -125,7 +135,12 @@ def work_rows(benchmark: Benchmark) -> Rows:
     """FLOPs against the least possible, and their rate against that of the same matrix products alone."""
     batches = batches_of(benchmark.pairs, benchmark.batch)
     useful = sum(useful_flops(SIZES[benchmark.size], batch) for batch in batches)
-    work = measure_work(benchmark.model, batches, on_batch=lambda: benchmark.on_step("counting"))
+    work = measure_work(
+        benchmark.model,
+        batches,
+        tokens_per_pass=benchmark.tokens_per_pass,
+        on_batch=lambda: benchmark.on_step("our work"),
+    )
     rate = work.product_flops / work.product_s / 1e9
     ratio = work.counted_flops / useful
     share = useful / work.step_s / (work.product_flops / work.product_s)

@@ -41,6 +41,8 @@ def load_model(name: str | Path, *, device: torch.device | str = "cpu") -> PreTr
             f"--model {name}: no causal language model can be loaded from there: {error}"
         ) from error
     model.config.use_cache = False
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # The default one leaves the cap out.
     return model.to(torch.device(device)).eval()  # type: ignore[arg-type]
 
 

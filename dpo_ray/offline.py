@@ -13,6 +13,7 @@ from dpo_ray.cluster import connect, training_bundles, wait_for_resources
 from dpo_ray.config import OfflineConfig, exit_with
 from dpo_ray.desk import EvaluatePairs, TrainRound
 from dpo_ray.learner import TrainingError
+from dpo_ray.losses import accepts_weights
 from dpo_ray.preference_data import PairSet
 from dpo_ray.report import write_report
 from dpo_ray.run import canary_sequences, publish_start, starting_model
@@ -86,6 +87,7 @@ def keep_rows(
     kept, held_out = KeptRows(), _HeldOut(config)
     buffer = PreferenceBuffer(default_url(folder.storage), folder.storage)
     for pair_set in pair_sets:
+        _check_weights(pair_set, config)
         buffer.put(held_out.take(pair_set.pairs))
         kept.truncated += pair_set.truncated
         kept.dropped.update(pair_set.dropped)
@@ -104,6 +106,15 @@ def keep_rows(
         buffer.declare_snapshot(query, live_version=0)
     buffer.close()
     return kept
+
+
+def _check_weights(pair_set: PairSet, config: OfflineConfig) -> None:
+    weighted = [pair.weight for pair in pair_set.pairs if pair.weight != 1.0]
+    if weighted and not accepts_weights(config.training.loss):
+        raise ValueError(
+            f"{len(weighted)} rows have weights, the first {weighted[0]}, which training.loss.type="
+            f"{config.training.loss.type} cannot keep apart: remove the column weight, or take another loss"
+        )
 
 
 class _HeldOut:

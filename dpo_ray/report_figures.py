@@ -75,10 +75,30 @@ def _judge_figure(record: RunRecord, name: str) -> Figure:
     )
 
 
+_LOG_TWO_AT_FIRST = (
+    "sigmoid",
+    "robust",
+    "sigmoid_norm",
+    "minor",
+    "dpop",
+    "tdpo1",
+    "tdpo2",
+    "aot",
+    "aot_unpaired",
+)
+
+
+def _starts_at_log_two(record: RunRecord) -> bool:
+    """Whether the loss is ln 2 where the policy is the reference."""
+    plain = not setting(record.config, "training.loss.nll_coef") and not setting(
+        record.config, "training.loss.plus"
+    )
+    return plain and setting(record.config, "training.loss.type") in _LOG_TWO_AT_FIRST
+
+
 def over_steps(record: RunRecord) -> list[Figure]:
     """What the optimizer saw."""
-    # IPO's loss starts elsewhere.
-    log_two = None if setting(record.config, "training.loss.type") == "ipo" else Level("ln 2", math.log(2))
+    log_two = Level("ln 2", math.log(2)) if _starts_at_log_two(record) else None
     return _shown(
         [
             _by_step(record, "Loss", {"loss": "loss"}, level=log_two),

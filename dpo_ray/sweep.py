@@ -70,7 +70,7 @@ def write_sweep(storage: Storage, rows: Sequence[dict[str, Any]], *, start_rewar
     for axes in (frontier, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(0.12)
+        axes.margins(0.18, 0.12)
     drawing = BytesIO()
     figure.savefig(drawing, format="svg")
     plt.close(figure)

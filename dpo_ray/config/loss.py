@@ -154,6 +154,13 @@ class LossConfig(LossTerm):
             self._check_weighting(term)
         for term in self.plus:
             self._check_running_reward(term)
+        types = [term.type for term in self.terms]
+        whole_batch = [name for name in types if name in get_args(BatchLoss)]
+        if whole_batch and any(name in ("tdpo1", "tdpo2") for name in types):
+            raise ValueError(
+                f"{whole_batch[0]} needs all pairs of a batch at once, and tdpo their whole distributions, "
+                "which do not fit into memory together: leave one of the two out"
+            )
         return self
 
     def _check_nll(self, term: LossTerm) -> None:

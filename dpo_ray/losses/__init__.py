@@ -3,6 +3,7 @@
 from dpo_ray.losses.batch import aot_loss, aot_unpaired_loss, bco_loss, kto_loss
 from dpo_ray.losses.configured import (
     accepts_unpaired,
+    accepts_weights,
     needs_mismatched,
     needs_reference,
     needs_sequential_kl,
@@ -43,6 +44,7 @@ from dpo_ray.losses.weighting import sampler_weight, wpo_weight
 __all__ = [
     "PairLogps",
     "accepts_unpaired",
+    "accepts_weights",
     "aot_loss",
     "aot_unpaired_loss",
     "apo_down_loss",

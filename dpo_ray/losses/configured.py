@@ -85,3 +85,8 @@ def needs_reference(config: LossConfig) -> bool:
 def accepts_unpaired(config: LossConfig) -> bool:
     """Whether rows may lack their chosen or their rejected completion."""
     return all(term.type in ("kto", "bco", "sft") for term in config.terms)
+
+
+def accepts_weights(config: LossConfig) -> bool:
+    """Whether rows may have weights of their own: losses that sort a batch take its rows apart."""
+    return all(term.type not in ("aot", "aot_unpaired") for term in config.terms)

@@ -89,7 +89,8 @@ def make_model(family: str) -> PreTrainedModel:
     settings = FLAT[family] if family in FLAT else PADDED[family][0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**settings))
+        config = getattr(transformers, f"{family}Config")(**settings)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:

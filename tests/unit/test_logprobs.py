@@ -1,89 +1,167 @@
-"""Padded and tiled log-probs are those of a plain forward pass of each sequence alone."""
+"""Log-probs and gradients on flat rows are those of the textbook, for every family of models."""
 
-from pathlib import Path
+import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from families import FLAT, make_model
+from textbook import assert_same_gradient, gradient, log_probs, logps, make_groups, token_logps
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpo_ray import logprobs
-from dpo_ray.batching import pad_rows
-from dpo_ray.logprobs import CompletionScorer
-from dpo_ray.models import load_model, make_canaries
-from dpo_ray.types import TokenSequence
+from dpo_ray.batching import PromptGroup, offsets
+from dpo_ray.lm_head import CompletionSums, KlDirection
+from dpo_ray.logprobs import CompletionScorer, Wanted
 
-SEQUENCES = [
-    TokenSequence([5, 9, 14], [20, 31, 2]),
-    TokenSequence([7], [8, 0, 44, 45, 46, 2]),  # 0 is the padding id: here it is a token like any other.
-    TokenSequence([11, 12, 13, 14, 15, 16, 17], [3]),
-]
+GROUPS = [*make_groups(6), PromptGroup((5,), ((0,), (7, 0, 9))), PromptGroup((0, 8), ((4, 4, 4), (6,)))]
+"""0 is the padding id: here it is a token like any other."""
+STARTS = offsets([len(group.completions) for group in GROUPS])
+COEFFICIENTS = torch.linspace(-2, 2, STARTS[-1])
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> PreTrainedModel:
-    return load_model(tiny_model)
+def test_the_groups_have_one_token_completions_one_token_prompts_and_three_completions() -> None:
+    assert min(len(group.prompt_ids) for group in GROUPS) == 1
+    assert min(len(ids) for group in GROUPS for ids in group.completions) == 1
+    assert max(len(group.completions) for group in GROUPS) == 3
+    assert max(len(group.prompt_ids) + max(map(len, group.completions)) for group in GROUPS) > 12
 
 
+def curved(values: Tensor, coefficients: Tensor) -> Tensor:
+    """[] a loss whose slope is another one for each completion."""
+    return (coefficients * F.logsigmoid(0.1 * values)).sum()
+
+
+def objective(groups: range, sums: CompletionSums) -> Tensor:
+    return curved(sums.logp, COEFFICIENTS[STARTS[groups.start] : STARTS[groups.stop]])
+
+
+@pytest.mark.parametrize("family", FLAT)
+def test_every_family_scores_and_learns_as_on_padded_rows(family: str) -> None:
+    plain, model = make_model(family), make_model(family)
+    expected = logps(plain, GROUPS)
+    loss = curved(expected, COEFFICIENTS)
+    loss.backward()
+    scorer = CompletionScorer(model, flat=True)
+    our_loss, sums = scorer(GROUPS, objective)
+    assert our_loss is not None
+    our_loss.backward()
+    torch.testing.assert_close(sums.logp, expected.detach(), atol=1e-5, rtol=1e-6)
+    assert our_loss.item() == pytest.approx(loss.item(), abs=1e-5)
+    assert_same_gradient(gradient(model), gradient(plain))
+    with torch.no_grad():  # Without an objective, the head goes another way.
+        torch.testing.assert_close(scorer(GROUPS)[1].logp, expected.detach(), atol=1e-5, rtol=1e-6)
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    """Windows, softcaps, and fewer key heads than query heads."""
+    return make_model("Gemma2")
+
+
+@pytest.fixture
+def other() -> PreTrainedModel:
+    model = make_model("Gemma2")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+FLAT_OR_NOT = pytest.mark.parametrize("flat", [True, False])
+
+
+@FLAT_OR_NOT
 @torch.no_grad()
-def plain_logps(model: PreTrainedModel, sequence: TokenSequence) -> list[float]:
-    """Log-prob of each completion token, from one unpadded row through the whole model."""
-    ids = [*sequence.prompt_ids, *sequence.completion_ids]
-    logps = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    return [logps[place - 1, ids[place]].item() for place in range(len(sequence.prompt_ids), len(ids))]
+def test_token_logps_are_those_of_each_token_in_order(model: PreTrainedModel, flat: bool) -> None:
+    expected = [torch.cat(token_logps(model, [group])) for group in GROUPS]
+    scorer = CompletionScorer(copy.deepcopy(model), flat=flat)
+    for group, values in zip(GROUPS, expected, strict=True):
+        torch.testing.assert_close(scorer.token_logps(group), values, atol=1e-5, rtol=0)
 
 
+@FLAT_OR_NOT
 @torch.no_grad()
-def test_sums_agree_with_a_plain_forward_of_each_sequence(model: PreTrainedModel) -> None:
-    sums = CompletionScorer(model)(pad_rows(SEQUENCES))
-    expected = [sum(plain_logps(model, sequence)) for sequence in SEQUENCES]
-    assert sums.tolist() == pytest.approx(expected, abs=1e-5)
-    assert sums.dtype == torch.float32
-    assert len(set(expected)) == len(expected)
+def test_squares_are_of_the_whole_distribution_at_each_token(model: PreTrainedModel, flat: bool) -> None:
+    expected = [values.exp().square().sum(-1).log().sum() for values in log_probs(model, GROUPS)]
+    scorer = CompletionScorer(copy.deepcopy(model), flat=flat)
+    for goal in (None, objective):
+        square = scorer(GROUPS, goal, wanted=Wanted(square=True))[1].square
+        torch.testing.assert_close(square, torch.stack(expected), atol=1e-5, rtol=1e-6)
 
 
-@torch.no_grad()
-def test_token_logps_come_row_by_row_in_the_order_of_the_tokens(model: PreTrainedModel) -> None:
-    rows, logps = CompletionScorer(model).token_logps(pad_rows(SEQUENCES))
-    assert rows.tolist() == [0] * 3 + [1] * 6 + [2]
-    expected = [logp for sequence in SEQUENCES for logp in plain_logps(model, sequence)]
-    assert logps.tolist() == pytest.approx(expected, abs=1e-5)
+@FLAT_OR_NOT
+def test_tokens_beyond_the_shortest_completion_count_less(model: PreTrainedModel, flat: bool) -> None:
+    group = PromptGroup((5, 6), ((7, 8, 9, 10), (11, 12)))
+    plain = copy.deepcopy(model)
+    long, short = token_logps(plain, [group])
+    expected = torch.stack([long[:2].sum() + 0.25 * long[2:].sum(), short.sum()])
+    expected.square().sum().backward()
+    wanted = Wanted(ld_alpha=0.25)
+    loss, sums = CompletionScorer(model, flat=flat)(
+        [group], lambda _, s: s.logp.square().sum(), wanted=wanted
+    )
+    assert loss is not None
+    loss.backward()
+    torch.testing.assert_close(sums.logp, expected.detach(), atol=1e-5, rtol=1e-6)
+    assert_same_gradient(gradient(model), gradient(plain))
 
 
-@pytest.mark.parametrize("tile", [1, 3, 10])
-def test_tiles_change_neither_value_nor_gradient(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tile: int
+KL: dict[KlDirection, Callable[[Tensor, Tensor], Tensor]] = {
+    "from_reference": lambda ours, theirs: (theirs.exp() * (theirs - ours)).sum(),
+    "to_reference": lambda ours, theirs: (ours.exp() * (ours - theirs)).sum(),
+}
+
+
+@FLAT_OR_NOT
+@pytest.mark.parametrize("direction", KL)
+def test_the_kl_is_exact_and_has_a_gradient(
+    model: PreTrainedModel, other: PreTrainedModel, direction: KlDirection, flat: bool
 ) -> None:
-    def value_and_gradient() -> tuple[list[float], torch.Tensor]:
-        model.zero_grad()
-        sums = CompletionScorer(model)(pad_rows(SEQUENCES))
-        sums.sum().backward()
-        weight = model.get_input_embeddings().weight
-        assert isinstance(weight.grad, torch.Tensor)
-        return sums.tolist(), weight.grad.clone()
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        theirs = log_probs(other, GROUPS)
+    kls = [KL[direction](*both) for both in zip(log_probs(plain, GROUPS), theirs, strict=True)]
+    expected, expected_logps = torch.stack(kls), logps(plain, GROUPS)
+    (curved(expected_logps, COEFFICIENTS) + (COEFFICIENTS * expected).sum()).backward()
 
-    whole, whole_gradient = value_and_gradient()
-    monkeypatch.setattr(logprobs, "_POSITIONS_PER_TILE", tile)
-    tiled, tiled_gradient = value_and_gradient()
-    assert tiled == pytest.approx(whole, abs=1e-5)
-    torch.testing.assert_close(tiled_gradient, whole_gradient, atol=1e-5, rtol=1e-5)
+    def with_kl(groups: range, sums: CompletionSums) -> Tensor:
+        assert sums.kl is not None
+        return objective(groups, sums) + (COEFFICIENTS * sums.kl).sum()
 
-
-@torch.no_grad()
-def test_capped_logits_are_those_of_the_model_that_caps_them(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model.config, "final_logit_softcapping", 2.0, raising=False)
-    (ids,) = [[*SEQUENCES[0].prompt_ids, *SEQUENCES[0].completion_ids]]
-    logits = model(input_ids=torch.tensor([ids])).logits[0].float()
-    logps = (2.0 * torch.tanh(logits / 2.0)).log_softmax(-1)
-    expected = sum(logps[place - 1, ids[place]].item() for place in range(3, 6))
-    assert CompletionScorer(model)(pad_rows(SEQUENCES[:1])).item() == pytest.approx(expected, abs=1e-5)
+    reference = CompletionScorer(other, flat=flat).requires_grad_(False)
+    scorer, wanted = CompletionScorer(model, flat=flat), Wanted(kl=direction, square=True)
+    loss, sums = scorer(GROUPS, with_kl, wanted=wanted, reference=reference)
+    assert loss is not None and sums.kl is not None and sums.square is not None
+    loss.backward()
+    assert expected.min() > 0
+    torch.testing.assert_close(sums.kl, expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sums.logp, expected_logps.detach(), atol=1e-5, rtol=1e-6)
+    assert not sums.kl.requires_grad and not sums.square.requires_grad
+    assert_same_gradient(gradient(model), gradient(plain))
 
 
-def test_canaries_hold_every_token_but_the_first(model: PreTrainedModel) -> None:
-    sequences = [(5, 9, 14, 20), (7, 8)]
-    canaries = make_canaries(model, sequences)
-    assert [tuple(canary.token_ids) for canary in canaries] == sequences
-    for canary, ids in zip(canaries, sequences, strict=True):
-        expected = plain_logps(model, TokenSequence(ids[:1], ids[1:]))
-        assert canary.logprobs == pytest.approx(expected, abs=1e-5)
+def test_padded_rows_learn_the_same(model: PreTrainedModel) -> None:
+    plain = copy.deepcopy(model)
+    curved(logps(plain, GROUPS), COEFFICIENTS).backward()
+    loss, _ = CompletionScorer(model, flat=False)(GROUPS, objective)
+    assert loss is not None
+    loss.backward()
+    assert_same_gradient(gradient(model), gradient(plain))
+
+
+def test_under_autocast_the_head_computes_in_bfloat16_and_adds_in_float32(model: PreTrainedModel) -> None:
+    plain = copy.deepcopy(model)
+    expected = logps(plain, GROUPS)
+    curved(expected, COEFFICIENTS).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, sums = CompletionScorer(model, flat=True)(GROUPS, objective)
+    assert loss is not None
+    loss.backward()
+    assert sums.logp.dtype == loss.dtype == torch.float32
+    assert 1e-4 < (sums.logp - expected).abs().max() < 0.02 * expected.abs().max()
+    assert_same_gradient(gradient(model), gradient(plain), tolerance=0.1)
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {
+        torch.float32
+    }

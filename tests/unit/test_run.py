@@ -12,7 +12,7 @@ from dpo_ray.config import EvaluationConfig, IterativeDPOConfig, JudgeConfig, Sa
 from dpo_ray.evaluation import EvaluatedCompletion, write_evaluation
 from dpo_ray.gate import Verdict
 from dpo_ray.metrics import write_steps
-from dpo_ray.models import load_model, make_canaries
+from dpo_ray.models import load_model, make_canaries, make_scorer
 from dpo_ray.registry import PolicyManifest
 from dpo_ray.run import Run, open_run
 from dpo_ray.terminal import Terminal
@@ -63,7 +63,7 @@ def test_version_0_is_the_model_live_and_proven_by_its_canaries(run: Run, tiny_m
     ours, theirs = load_model(run.registry.fetch(0)).state_dict(), load_model(tiny_model).state_dict()
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     canaries = run.registry.manifest(0).canaries
-    assert canaries == make_canaries(load_model(tiny_model), run.canary_sequences())
+    assert canaries == make_canaries(make_scorer(tiny_model), run.canary_sequences())
     assert len(canaries) == 4
 
 

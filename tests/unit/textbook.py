@@ -47,7 +47,9 @@ def _some_ids(rng: random.Random, longest: int, num_tokens: int = NUM_TOKENS) ->
 
 def load_plain(folder: Path) -> PreTrainedModel:
     """The model as transformers loads it, without any of our code."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def log_probs(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[Tensor]:
