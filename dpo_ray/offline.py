@@ -22,6 +22,8 @@ from dpo_ray.terminal import OnProgress, Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Pair
 
+DROPPED_ROWS = "dropped_rows.csv"
+"""In the run's folder."""
 Read = Callable[[Path | str], Iterable[PairSet]]
 """Rows, tokenized for a model's folder or hub name."""
 
@@ -67,9 +69,12 @@ class KeptRows:
     num_training: int = 0
     truncated: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    dropped_rows: list[tuple[int, str]] = field(default_factory=list)
+    """Number of each row in its file (the first is 1), and why it was dropped."""
 
     def sentence(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        dropped += f" (named in {DROPPED_ROWS})" if self.dropped_rows else ""
         cut = f"; cut at the start: {self.truncated}" if self.truncated else ""
         return (
             f"{self.num_training} rows to train on, {len(self.held_out)} held out; "
@@ -91,7 +96,11 @@ def keep_rows(
         buffer.put(held_out.take(pair_set.pairs))
         kept.truncated += pair_set.truncated
         kept.dropped.update(pair_set.dropped)
+        kept.dropped_rows += pair_set.dropped_rows
         on_progress(buffer.count(), 0)
+    if kept.dropped_rows:
+        lines = [f"{number},{reason}\n" for number, reason in kept.dropped_rows]
+        folder.storage.write_text(DROPPED_ROWS, "".join(["row,reason\n", *lines]))
     kept.held_out = held_out.pairs()
     if not buffer.count():
         raise ValueError(

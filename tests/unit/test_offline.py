@@ -71,6 +71,14 @@ def test_counts_of_all_parts_are_reported(tmp_path: Path) -> None:
     assert rows.sentence() == expected
 
 
+def test_dropped_rows_are_named_in_the_runs_folder(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    rows = PairSet(tuple(map(pair, range(8))), {"equal": 2}, dropped_rows=((3, "equal"), (9, "equal")))
+    sentence = keep_rows([rows], settings, RunFolder(settings), lambda done, total: None).sentence()
+    assert sentence.endswith("dropped: 2 equal (named in dropped_rows.csv)")
+    assert (tmp_path / "run/dropped_rows.csv").read_text() == "row,reason\n3,equal\n9,equal\n"
+
+
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="5 usable rows are too few to hold 5 out"):
         kept(config(tmp_path), PairSet(tuple(map(pair, range(5))), {}))
