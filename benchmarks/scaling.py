@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dpo_ray.config import TrainingConfig
-
 REACHABLE = 790e12
 """bf16 FLOP/s of large matrix products, measured on an H200; an H100 of 80 GB computes as fast (assumed)."""
 UTILISATION = 0.4
@@ -22,7 +20,8 @@ REACHED = 0.75
 """Share of either that collectives are assumed to reach."""
 TILE_BYTES = 2**30
 """fp32 logits that are held at a time on a GPU."""
-TOKENS_PER_PASS = TrainingConfig().tokens_per_pass
+TOKENS_PER_PASS = 8192
+"""Of training.tokens_per_pass on a GPU, where it is not set."""
 
 Parallelism = Literal["ddp", "fsdp"]
 
@@ -109,6 +108,7 @@ class Plan:
     """Of the adapters; 0 trains all weights."""
     checkpointing: bool = False
     lengths: Lengths = LENGTHS
+    tokens_per_pass: int = TOKENS_PER_PASS
 
     @property
     def pairs_per_gpu(self) -> int:
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def pairs_per_pass(self) -> int:
-        return min(self.pairs_per_gpu, max(1, TOKENS_PER_PASS // self.lengths.in_row))
+        return min(self.pairs_per_gpu, max(1, self.tokens_per_pass // self.lengths.in_row))
 
     @property
     def passes(self) -> int:

@@ -66,9 +66,9 @@ class Learner:
         rewards_seen = self._rewards_seen_with(table)
         extras = self._extras(table, rewards_seen[1])
         collected = Collected(table.groups, self.peers)
-        passes = own_passes(table.groups, self.config.tokens_per_pass, self.peers)
+        passes = own_passes(table.groups, self.config, self.peers)
         with self._reference_for_kl() as reference:
-            slopes = self._slopes(table, extras, reference)
+            slopes = self._slopes(table, extras)
             for number, indices in enumerate(passes, start=1):
                 with exchange(self._parallel, wanted=number == len(passes)):
                     collected.add(indices, self._backward(table, indices, slopes, reference))
@@ -156,23 +156,20 @@ class Learner:
         ours = score(self.policy.scorer, groups, self.config, self.peers, wanted=Wanted()).logp
         return {"running_reward": running, "mismatched_ratio": ours - theirs}
 
-    def _slopes(
-        self, table: PairBatch, extras: dict[str, Tensor | None], reference: CompletionScorer | None
-    ) -> CompletionSums | None:
-        """[C] derivatives of the mean loss by log-probs and KLs, where a pair's loss depends on others."""
+    def _slopes(self, table: PairBatch, extras: dict[str, Tensor | None]) -> Tensor | None:
+        """[C] derivatives of the mean loss by log-probs, where a pair's loss depends on other pairs."""
         if not needs_whole_batch(self.config.loss):
             return None
-        sums = self._score(table, reference)
-        leaves = [values.requires_grad_() for values in (sums.logp, sums.kl) if values is not None]
-        logps = table.logps(range(len(table.pairs)), sums, **extras)
-        slopes = torch.autograd.grad(preference_loss(logps, self.config.loss).mean(), leaves)
-        return CompletionSums(slopes[0], kl=slopes[1] if len(slopes) > 1 else None)
+        sums = self._score(table, None)
+        logp = sums.logp.requires_grad_()
+        logps = table.logps(range(len(table.pairs)), sums._replace(logp=logp), **extras)
+        return torch.autograd.grad(preference_loss(logps, self.config.loss).mean(), logp)[0]
 
     def _backward(
         self,
         table: PairBatch,
         indices: Sequence[int],
-        slopes: CompletionSums | None,
+        slopes: Tensor | None,
         reference: CompletionScorer | None,
     ) -> CompletionSums:
         """Add the gradient of these pairs; without any, take part in the exchange with a gradient of 0."""
@@ -183,9 +180,7 @@ class Learner:
         loss.backward()
         return sums
 
-    def _objective(
-        self, table: PairBatch, indices: Sequence[int], slopes: CompletionSums | None
-    ) -> Objective:
+    def _objective(self, table: PairBatch, indices: Sequence[int], slopes: Tensor | None) -> Objective:
         # The exchange takes the mean over processes; the gradient wanted is that of the global mean.
         scale = self.peers.world_size / len(table.pairs)
 
@@ -194,7 +189,7 @@ class Learner:
                 return 0.0 * sums.logp.sum()
             some = [indices[group] for group in groups]
             if slopes is not None:
-                return self.peers.world_size * _weighted(slopes, table.completions(some), sums)
+                return self.peers.world_size * (slopes[table.completions(some)] * sums.logp).sum()
             return scale * preference_loss(table.logps(some, sums), self.config.loss).sum()
 
         return loss
@@ -231,7 +226,7 @@ class Learner:
         table = PairBatch([pair], self.reference.logps([pair]), self.peers.device)
         extras = self._extras(table, self._rewards_seen[1])
         with self._reference_for_kl() as reference:
-            sums = self._backward(table, [0], self._slopes(table, extras, reference), reference)
+            sums = self._backward(table, [0], self._slopes(table, extras), reference)
         loss = preference_loss(table.logps([0], sums, **extras), self.config.loss)
         norm = self._clip(math.inf)
         self._optimizer.zero_grad()
@@ -270,11 +265,3 @@ class Learner:
     def _wanted(self) -> Wanted:
         loss = self.config.loss
         return Wanted(square=loss.weighting == "wpo", ld_alpha=loss.ld_alpha)
-
-
-def _weighted(slopes: CompletionSums, completions: Sequence[int], sums: CompletionSums) -> Tensor:
-    """[] sum over some completions, whose gradient is that of a loss with these slopes."""
-    total = (slopes.logp[completions] * sums.logp).sum()
-    if slopes.kl is None or sums.kl is None:
-        return total
-    return total + (slopes.kl[completions] * sums.kl).sum()

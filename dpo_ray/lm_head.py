@@ -14,7 +14,10 @@ _TILE_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 
 
 class CompletionSums(NamedTuple):
-    """[R] of each completion, summed over its tokens, in nats."""
+    """[R] of each completion, summed over its tokens in float64, in nats.
+
+    In fp32, the rounding of long sums would be larger than all other rounding.
+    """
 
     logp: Tensor
     square: Tensor | None = None
@@ -123,13 +126,13 @@ def differentiable_sums(
             logps.append(logp)
             kls.append(token_kl)
             if sums.square is not None:
-                sums.square.index_add_(0, predicted.completion_of_token[tokens], square.detach())
+                sums.square.index_add_(0, predicted.completion_of_token[tokens], square.detach().double())
     logp = predicted.weighted(torch.cat(logps), slice(0, len(predicted.targets)))
     zeros = torch.zeros_like(sums.logp)
     return CompletionSums(
-        logp=zeros.index_add(0, predicted.completion_of_token, logp),
+        logp=zeros.index_add(0, predicted.completion_of_token, logp.double()),
         square=sums.square,
-        kl=zeros.index_add(0, predicted.completion_of_token, torch.cat(kls)),
+        kl=zeros.index_add(0, predicted.completion_of_token, torch.cat(kls).double()),
     )
 
 
@@ -162,7 +165,7 @@ class _FusedLoss(torch.autograd.Function):
         head = Head(weight, bias, cap)
         sums = _empty_sums(predicted, hidden.device, with_square=with_square)
         gradients = _Gradients(hidden, weight if ctx.needs_input_grad[1] else None, bias)
-        loss = torch.zeros((), device=hidden.device)
+        loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for tile in _tiles(predicted, weight):
             pieces = _pieces(tile, weight)
             log_probs = torch.empty(0)
@@ -236,7 +239,7 @@ def _slopes(objective: Objective, tile: _Tile, sums: CompletionSums) -> tuple[Te
     logp = sums.logp[tile.completions].detach().requires_grad_()
     with torch.enable_grad():
         loss = objective(tile.groups, sums.part(tile.completions)._replace(logp=logp))
-    return loss.detach(), torch.autograd.grad(loss, logp)[0]
+    return loss.detach(), torch.autograd.grad(loss, logp)[0].float()
 
 
 def _log_probs(head: Head, hidden: Tensor) -> Tensor:
@@ -262,16 +265,16 @@ def token_kl(log_probs: Tensor, reference: Tensor, direction: KlDirection) -> Te
 
 
 def _empty_sums(predicted: Predicted, device: torch.device, *, with_square: bool) -> CompletionSums:
-    zeros = torch.zeros(predicted.num_completions, device=device)
+    zeros = torch.zeros(predicted.num_completions, dtype=torch.float64, device=device)
     return CompletionSums(zeros, zeros.clone() if with_square else None)
 
 
 def _add_sums(sums: CompletionSums, log_probs: Tensor, predicted: Predicted, tokens: slice) -> None:
     targets, completions = predicted.targets[tokens], predicted.completion_of_token[tokens]
     logp = log_probs.gather(-1, targets[:, None]).squeeze(-1)
-    sums.logp.index_add_(0, completions, predicted.weighted(logp, tokens))
+    sums.logp.index_add_(0, completions, predicted.weighted(logp, tokens).double())
     if sums.square is not None:
-        sums.square.index_add_(0, completions, (2 * log_probs).logsumexp(-1))
+        sums.square.index_add_(0, completions, (2 * log_probs).logsumexp(-1).double())
 
 
 def _tiles(predicted: Predicted, weight: Tensor) -> Iterator[_Tile]:

@@ -139,15 +139,15 @@ class CompletionScorer(nn.Module):
         targets = rows.input_ids[completion, position]
         logp = log_probs.gather(-1, targets[:, None]).squeeze(-1)
         weights = _token_weights(groups, wanted.ld_alpha, self._device)
-        zeros = torch.zeros(len(rows.input_ids), device=self._device)
+        zeros = torch.zeros(len(rows.input_ids), dtype=torch.float64, device=self._device)
         square = kl = None
         if wanted.square:
-            square = zeros.index_add(0, completion, (2 * log_probs.detach()).logsumexp(-1))
+            square = zeros.index_add(0, completion, (2 * log_probs.detach()).logsumexp(-1).double())
         if reference is not None:
             with torch.no_grad():
                 theirs = reference.padded_log_probs(groups)
-            kl = zeros.index_add(0, completion, token_kl(log_probs, theirs, wanted.kl))
-        logp = zeros.index_add(0, completion, logp if weights is None else logp * weights)
+            kl = zeros.index_add(0, completion, token_kl(log_probs, theirs, wanted.kl).double())
+        logp = zeros.index_add(0, completion, (logp if weights is None else logp * weights).double())
         return _loss_of(objective, groups, CompletionSums(logp, square, kl))
 
     def _all_log_probs(self, groups: Sequence[PromptGroup]) -> Tensor:

@@ -20,11 +20,11 @@ class PairBatch:
     ) -> None:
         self.pairs = pairs
         self.groups: list[PromptGroup] = pair_groups(pairs)
-        self._references = torch.tensor(references, dtype=torch.float32, device=device)
+        self._references = torch.tensor(references, dtype=torch.float64, device=device)
         self._lengths = torch.tensor(
             [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs], device=device
         )
-        self._weight = torch.tensor([pair.weight for pair in pairs], device=device)
+        self._weight = torch.tensor([pair.weight for pair in pairs], dtype=torch.float64, device=device)
 
     @cached_property
     def _sampled(self) -> Tensor:
@@ -32,7 +32,7 @@ class PairBatch:
         nan = float("nan")
         recorded = [(pair.chosen_logp, pair.rejected_logp) for pair in self.pairs]
         values = [tuple(nan if logp is None else logp for logp in both) for both in recorded]
-        return torch.tensor(values, device=self._weight.device)
+        return torch.tensor(values, dtype=torch.float64, device=self._weight.device)
 
     def logps(
         self,
@@ -56,7 +56,7 @@ class PairBatch:
             chosen_length=length[:, 0],
             rejected_length=length[:, 1],
             weight=self._weight[rows],
-            mean_chosen_length=self._lengths[:, 0].float().mean(),
+            mean_chosen_length=self._lengths[:, 0].double().mean(),
             chosen_kl=kls[0],
             rejected_kl=kls[1],
             chosen_square=squares[0],

@@ -49,8 +49,13 @@ class Reference:
                 ours = self._policy.plain_weights()
                 names = [name for name, _ in self._frozen.model.named_parameters()]
                 copy_into(weights_of(self._frozen), [ours[name] for name in names])
-        if self._config.reference.kind != "ema":
-            self._compute(batches)
+        if self._config.reference.kind == "ema" or not self.is_needed:
+            return
+        if self._policy.is_start and batches:
+            # The very first step proves that policy and reference see the same tokens: never from a cache.
+            with self.scorer() as scorer:
+                self._logps.compute(scorer, batches[0])
+        self._compute(batches)
 
     def logps(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
         """Of the chosen and rejected completions, summed, in nats; zeros for a loss without reference."""

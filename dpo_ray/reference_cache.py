@@ -1,6 +1,7 @@
 """Reference log-probs of pairs, kept across runs: one small database per machine."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +54,11 @@ class ReferenceCache:
         return known
 
     def write(self, logps: Logps) -> None:
+        """Those that are numbers: SQLite has no NaN."""
         rows = [
             {"reference": self._reference, "pair_id": pair_id, "chosen": chosen, "rejected": rejected}
             for pair_id, (chosen, rejected) in logps.items()
+            if not math.isnan(chosen + rejected)
         ]
         if rows:
             with self._engine.begin() as connection:

@@ -71,7 +71,11 @@ class ReferenceLogps:
 
     def mismatched_logps(self, pairs: Sequence[Pair]) -> Tensor:
         """[B] their log-probs under the reference."""
-        return torch.tensor([self._mismatched[pair.pair_id][1] for pair in pairs], device=self._peers.device)
+        return torch.tensor(
+            [self._mismatched[pair.pair_id][1] for pair in pairs],
+            dtype=torch.float64,
+            device=self._peers.device,
+        )
 
     def state_dict(self) -> Logps:
         return dict(self._known)

@@ -14,14 +14,19 @@ from dpo_ray.logprobs import CompletionScorer, Wanted
 from dpo_ray.parallel import Peers, compute_dtype
 
 
-def own_passes(groups: Sequence[PromptGroup], tokens_per_pass: int, peers: Peers) -> list[list[int]]:
+TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192}
+"""By device, where it is not set: more make a GPU faster, and on a CPU only take memory."""
+
+
+def own_passes(groups: Sequence[PromptGroup], config: TrainingConfig, peers: Peers) -> list[list[int]]:
     """Indices of the groups of each of this process's forward passes.
 
     All processes have the same number of passes, since they meet in each; one that has run out of groups
     gets an empty pass.
     """
     shares = split_evenly([group.num_tokens for group in groups], peers.world_size)
-    passes = [_passes(groups, share, tokens_per_pass) for share in shares]
+    limit = config.tokens_per_pass or TOKENS_PER_PASS[peers.device.type]
+    passes = [_passes(groups, share, limit) for share in shares]
     own = passes[peers.rank]
     return own + [[]] * (max(map(len, passes)) - len(own))
 
@@ -57,7 +62,7 @@ class Collected:
 
     def result(self) -> CompletionSums:
         """What every process has after all passes. A collective."""
-        return CompletionSums(**{name: self._peers.sum(v).float() for name, v in self._values.items()})
+        return CompletionSums(**{name: self._peers.sum(values) for name, values in self._values.items()})
 
     def _of(self, name: str, like: Tensor) -> Tensor:
         if name not in self._values:
@@ -77,7 +82,7 @@ def score(
 ) -> CompletionSums:
     """[C] sums of all completions, groups in order, on every process. A collective."""
     collected = Collected(groups, peers)
-    for indices in own_passes(groups, config.tokens_per_pass, peers):
+    for indices in own_passes(groups, config, peers):
         with precision(config, peers):
             some = [groups[index] for index in indices] or groups[:1]
             collected.add(indices, scorer(some, wanted=wanted, reference=reference)[1])

@@ -85,8 +85,8 @@ class TrainingConfig(Section):
     """Steps over which the learning rate rises from 0, counted over the whole run."""
     batch_size: int = Field(default=32, ge=1)
     """Pairs per optimizer step, over all workers."""
-    tokens_per_pass: int = Field(default=8192, ge=1)
-    """Most tokens in one forward pass of one worker; a longer pair gets a pass of its own."""
+    tokens_per_pass: int | None = Field(default=None, ge=1)
+    """Most tokens in one forward pass of one worker, longer pairs alone; unset: 8,192 on GPU, 1,024 on CPU."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a round's snapshot."""
     max_grad_norm: float = Field(default=10.0, gt=0)

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpo_ray.judges import JudgeFunction, load_judge
+from dpo_ray.losses import PairLogps
 from dpo_ray.types import Completion, Prompt
+from examples import custom_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "They eat 3 + 4 = <<3+4=7>>7 eggs.\nSo she sells 16 - 7 = 9 eggs.\n#### "
@@ -75,3 +78,19 @@ def test_the_client_tells_its_options() -> None:
     )
     assert "--base_url" in ended.stdout
     assert "http://127.0.0.1:8000/v1" in ended.stdout
+
+
+def test_the_custom_loss_is_paid_until_the_target_is_reached() -> None:
+    margin, zeros, ones = torch.tensor([0.0, 5.0, 20.0]), torch.zeros(3), torch.ones(3)
+    logps = PairLogps(margin, zeros, zeros, zeros, ones, ones)
+    # At beta 0.1 the target is a margin of 10 nats.
+    assert custom_loss.squared_hinge_loss(logps, beta=0.1).tolist() == [1.0, 0.25, 0.0]
+
+
+def test_the_custom_loss_begins_at_one_and_is_learned(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custom_loss.main(["--model", str(tiny_model), "--batch_size", "8", "--steps", "3"])
+    first, *_, last = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert first == 1.0
+    assert last < 0.99

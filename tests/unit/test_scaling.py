@@ -12,6 +12,7 @@ from benchmarks.scaling import (
     LENGTHS,
     LLAMA_3_8B,
     TILE_BYTES,
+    TOKENS_PER_PASS,
     Lengths,
     Parallelism,
     Plan,
@@ -25,7 +26,7 @@ from benchmarks.scaling import (
     reference_flops,
     tables,
 )
-from dpo_ray import lm_head
+from dpo_ray import lm_head, scoring
 from dpo_ray.attention import FlatAttention
 from dpo_ray.batching import PromptGroup, flatten
 from dpo_ray.config import LoraConfig
@@ -160,9 +161,20 @@ def test_a_layer_keeps_what_autograd_keeps_of_it(parallelism: Parallelism) -> No
     assert short == pytest.approx(input_bytes(BUILT, parallelism), abs=1e-6)
 
 
-def test_logits_are_held_as_the_head_holds_them() -> None:
+def test_tiles_and_passes_are_the_learners() -> None:
     assert lm_head._TILE_BYTES["cuda"] == TILE_BYTES
-    assert LENGTHS.predicted * 4 * LLAMA_3_8B.vocab < TILE_BYTES
+    assert scoring.TOKENS_PER_PASS["cuda"] == TOKENS_PER_PASS
+    assert TOKENS_PER_PASS // LENGTHS.in_row == 10
+
+
+def test_one_long_pass_exchanges_and_holds_less_than_seven() -> None:
+    seven, one = (
+        Plan(8, 512, checkpointing=True, tokens_per_pass=tokens) for tokens in (TOKENS_PER_PASS, 65536)
+    )
+    assert (seven.passes, one.passes) == (7, 1)
+    assert exchange_s(LLAMA_3_8B, one) == pytest.approx(0.16, abs=0.005)
+    assert sum(memory_bytes(LLAMA_3_8B, one).values()) == pytest.approx(48e9, abs=0.5e9)
+    assert memory_bytes(LLAMA_3_8B, seven)["waiting gradients"] == 4 * LLAMA_3_8B.num_weights
 
 
 def test_the_document_holds_the_tables() -> None:
