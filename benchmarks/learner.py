@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--dialogues", default=None, help="JSON lines with chosen and rejected; else random ones"
     )
-    tokens = TrainingConfig().tokens_per_pass
+    tokens = TrainingConfig().tokens_per_pass  # Unset: what suits the device.
     parser.add_argument(
         "--tokens_per_pass", type=int, default=tokens, help="of ours; TRL has one pass per batch"
     )

@@ -139,7 +139,7 @@ def measure_work(
     model: Path,
     batches: Sequence[Sequence[Pair]],
     *,
-    tokens_per_pass: int,
+    tokens_per_pass: int | None,
     on_batch: Callable[[], object],
 ) -> Work:
     """Each batch three times, by turns: counted, timed, and its matrix products alone."""

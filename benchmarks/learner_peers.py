@@ -47,7 +47,7 @@ class Task:
     num_batches: int
     """They are gone through again and again."""
     dialogues: str | None
-    tokens_per_pass: int
+    tokens_per_pass: int | None
     """Ours only."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
 

@@ -35,7 +35,7 @@ class Benchmark:
     batch: int
     steps: int
     dialogues: str | None
-    tokens_per_pass: int
+    tokens_per_pass: int | None
     """Of ours; TRL computes each batch in one pass."""
     heap: dict[str, str]
     """Environment of the processes with a tuned allocator."""

@@ -92,7 +92,7 @@ def flat_rows_refused(model: PreTrainedModel) -> str | None:
     """Why flat rows do not give the log-probs of padded ones; None where they do."""
     if not model._can_set_attn_implementation():
         return f"{type(model).__name__} brings its own attention"
-    own = model.config._attn_implementation
+    own = model.config._attn_implementation or "eager"
     refused = _compare(model)
     if refused is not None:
         model.set_attn_implementation(own)

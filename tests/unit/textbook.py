@@ -67,10 +67,10 @@ def log_probs(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[Ten
 
 
 def token_logps(model: PreTrainedModel, groups: Sequence[PromptGroup]) -> list[Tensor]:
-    """[n] of each completion."""
+    """[n] of each completion, in float64."""
     completions = [ids for group in groups for ids in group.completions]
     return [
-        values[torch.arange(len(ids)), torch.tensor(ids)]
+        values[torch.arange(len(ids)), torch.tensor(ids)].double()
         for values, ids in zip(log_probs(model, groups), completions, strict=True)
     ]
 
