@@ -89,7 +89,7 @@ class Learner:
         logps = table.logps(range(len(pairs)), sums, **self._extras(table, self._rewards_seen[1]))
         losses = preference_loss(logps, self.config.loss)
         metrics = batch_metrics(losses, logps, self.config)
-        if self.config.early_stopping.max_kl is not None:
+        if self.config.early_stopping.max_kl is not None and any(pair.chosen_ids for pair in pairs):
             metrics["kl/reference"] = self._kl_to_reference(pairs)
         return metrics
 

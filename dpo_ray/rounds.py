@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dpo_ray.config import EarlyStoppingConfig, TrainingConfig
-from dpo_ray.learner import Learner
+from dpo_ray.learner import Learner, TrainingError
 from dpo_ray.metrics import StepMetrics
 from dpo_ray.parallel import gathered
 from dpo_ray.types import Pair
@@ -91,9 +91,10 @@ def train_round(
 ) -> RoundResult:
     """Do the steps that are left; `on_step` gets each step's metrics and the number of steps.
 
-    TrainingError: a loss or gradient is not finite.
+    TrainingError: a loss or gradient is not finite, or no pair is held out that patience could look at.
     """
     config = learner.config
+    _check(plan, config.early_stopping)
     batches = plan.batches(config)
     result, stopping = RoundResult(), _Stopping(config.early_stopping)
     learner.reference.begin_round(
@@ -118,6 +119,14 @@ def train_round(
     if stopping.best_weights is not None:
         learner.load_weights(stopping.best_weights)
     return result
+
+
+def _check(plan: RoundPlan, config: EarlyStoppingConfig) -> None:
+    if config.patience is not None and plan.held_out and all(pair.is_unpaired for pair in plan.held_out):
+        raise TrainingError(
+            f"early_stopping.patience={config.patience} looks at rewards/accuracies, and no held-out pair has "
+            "both a chosen and a rejected completion: set max_kl or max_chosen_drop in its place"
+        )
 
 
 def _per_epoch(plan: RoundPlan, config: TrainingConfig) -> int:

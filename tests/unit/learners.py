@@ -14,8 +14,8 @@ from dpo_ray.parallel import Peers
 from dpo_ray.types import Pair
 
 
-def make_learner(folder: Path, reference: Path | None = None, **settings: Any) -> Learner:
-    return Learner(folder, reference or folder, TrainingConfig.model_validate(settings), Peers())
+def make_learner(folder: Path, start: Path | None = None, **settings: Any) -> Learner:
+    return Learner(folder, start or folder, TrainingConfig.model_validate(settings), Peers())
 
 
 class GradientKeeper(Learner):
@@ -29,10 +29,10 @@ class GradientKeeper(Learner):
 
 
 def first_step(
-    folder: Path, reference: Path, pairs: Sequence[Pair], **settings: Any
+    folder: Path, start: Path, pairs: Sequence[Pair], **settings: Any
 ) -> tuple[dict[str, float], Tensor]:
     """Metrics and gradient of a learner's first step."""
-    learner = GradientKeeper(folder, reference, TrainingConfig.model_validate(settings), Peers())
+    learner = GradientKeeper(folder, start, TrainingConfig.model_validate(settings), Peers())
     return learner.train_step(pairs), learner.gradient
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpo_ray import lm_head
 from dpo_ray.judges import JudgeFunction, load_judge
 from dpo_ray.losses import PairLogps
 from dpo_ray.types import Completion, Prompt
@@ -87,9 +88,11 @@ def test_the_custom_loss_is_paid_until_the_target_is_reached() -> None:
     assert custom_loss.squared_hinge_loss(logps, beta=0.1).tolist() == [1.0, 0.25, 0.0]
 
 
+@pytest.mark.parametrize("tile_bytes", [1, 2**26])
 def test_the_custom_loss_begins_at_one_and_is_learned(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    tile_bytes: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(lm_head._TILE_BYTES, "cpu", tile_bytes)  # One pair at a time, or all at once.
     custom_loss.main(["--model", str(tiny_model), "--batch_size", "8", "--steps", "3"])
     first, *_, last = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert first == 1.0

@@ -165,22 +165,18 @@ def with_weight(pairs: Sequence[Pair], index: int, weight: float) -> list[Pair]:
 LOSSES = pytest.mark.parametrize("loss", ["sigmoid", "tdpo2", "kto", "bco", "aot", "aot_unpaired"])
 
 
+# In float32 the first weight's gradient is infinite; of the second, only the gradient's norm is.
+@pytest.mark.parametrize("weight", [1e39, 1e30])
 @LOSSES
-@pytest.mark.parametrize(
-    ("weight", "what"),
-    # In float32 the first weight is infinite; of the other only the gradient's norm is.
-    [(1e39, "loss inf"), (1e30, "gradient norm inf")],
-)
 def test_a_pair_that_is_not_finite_stops_training_and_is_named(
-    tiny_model: Path, near_model: Path, loss: str, weight: float, what: str
+    tiny_model: Path, near_model: Path, loss: str, weight: float
 ) -> None:
     learner = make_learner(near_model, tiny_model, loss={"type": loss}, learning_rate=1e-2)
     other = make_learner(near_model, tiny_model, loss={"type": loss}, learning_rate=1e-2)
     before, bad = weights_of(learner), with_weight(PAIRS, 2, weight)
-    with pytest.raises(TrainingError) as raised:
+    named = f"gradient norm (inf|nan) at step 1, from the pairs {bad[2].pair_id}: lower learning_rate"
+    with pytest.raises(TrainingError, match=named):
         learner.train_step(bad)
-    assert f"at step 1, from the pairs {bad[2].pair_id}: lower learning_rate" in str(raised.value)
-    assert what in str(raised.value)
     assert_equal(weights_of(learner), before)
     assert learner.step == 0
     # Nothing of it is left.

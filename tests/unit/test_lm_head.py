@@ -82,9 +82,11 @@ def plain_log_probs(problem: Problem) -> Tensor:
 
 
 def plain_sums(problem: Problem, per_token: Tensor) -> Tensor:
-    """[C] of a value of each token."""
+    """[C] of a value of each token, in float64."""
     completions = range(len(COEFFICIENTS))
-    return torch.stack([per_token[problem.predicted.completion_of_token == c].sum() for c in completions])
+    return torch.stack(
+        [per_token[problem.predicted.completion_of_token == c].double().sum() for c in completions]
+    )
 
 
 def plain_logps(problem: Problem) -> Tensor:
@@ -258,13 +260,15 @@ def test_the_head_costs_three_matrix_products_of_two_operations_each(
     assert counter.get_total_flops() == expected * product
 
 
-def test_in_bfloat16_the_gradients_are_added_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_bfloat16_the_gradients_are_added_up_in_float32_and_the_sums_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     set_tile(monkeypatch, 5)
     theirs, ours = make_problem(), make_problem()
     plain_loss(theirs).backward()
     head = Head(ours.weight.bfloat16(), None, None)
     loss, sums = fused_loss(head, ours.hidden.bfloat16(), ours.predicted, objective, with_square=False)
     loss.backward()
-    assert loss.dtype == sums.logp.dtype == torch.float32
+    assert loss.dtype == sums.logp.dtype == torch.float64
     for mine, other in zip(ours.gradients, theirs.gradients, strict=True):
         assert_same_gradient(mine, other, tolerance=0.02)

@@ -78,13 +78,13 @@ def test_token_logps_are_those_of_each_token_in_order(model: PreTrainedModel, fl
     expected = [torch.cat(token_logps(model, [group])) for group in GROUPS]
     scorer = CompletionScorer(copy.deepcopy(model), flat=flat)
     for group, values in zip(GROUPS, expected, strict=True):
-        torch.testing.assert_close(scorer.token_logps(group), values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(scorer.token_logps(group).double(), values, atol=1e-5, rtol=0)
 
 
 @FLAT_OR_NOT
 @torch.no_grad()
 def test_squares_are_of_the_whole_distribution_at_each_token(model: PreTrainedModel, flat: bool) -> None:
-    expected = [values.exp().square().sum(-1).log().sum() for values in log_probs(model, GROUPS)]
+    expected = [values.exp().square().sum(-1).log().double().sum() for values in log_probs(model, GROUPS)]
     scorer = CompletionScorer(copy.deepcopy(model), flat=flat)
     for goal in (None, objective):
         square = scorer(GROUPS, goal, wanted=Wanted(square=True))[1].square
@@ -109,8 +109,8 @@ def test_tokens_beyond_the_shortest_completion_count_less(model: PreTrainedModel
 
 
 KL: dict[KlDirection, Callable[[Tensor, Tensor], Tensor]] = {
-    "from_reference": lambda ours, theirs: (theirs.exp() * (theirs - ours)).sum(),
-    "to_reference": lambda ours, theirs: (ours.exp() * (ours - theirs)).sum(),
+    "from_reference": lambda ours, theirs: (theirs.exp() * (theirs - ours)).sum(-1).double().sum(),
+    "to_reference": lambda ours, theirs: (ours.exp() * (ours - theirs)).sum(-1).double().sum(),
 }
 
 
@@ -151,7 +151,7 @@ def test_padded_rows_learn_the_same(model: PreTrainedModel) -> None:
     assert_same_gradient(gradient(model), gradient(plain))
 
 
-def test_under_autocast_the_head_computes_in_bfloat16_and_adds_in_float32(model: PreTrainedModel) -> None:
+def test_under_autocast_the_head_computes_in_bfloat16_and_adds_in_float64(model: PreTrainedModel) -> None:
     plain = copy.deepcopy(model)
     expected = logps(plain, GROUPS)
     curved(expected, COEFFICIENTS).backward()
@@ -159,7 +159,7 @@ def test_under_autocast_the_head_computes_in_bfloat16_and_adds_in_float32(model:
         loss, sums = CompletionScorer(model, flat=True)(GROUPS, objective)
     assert loss is not None
     loss.backward()
-    assert sums.logp.dtype == loss.dtype == torch.float32
+    assert sums.logp.dtype == loss.dtype == torch.float64
     assert 1e-4 < (sums.logp - expected).abs().max() < 0.02 * expected.abs().max()
     assert_same_gradient(gradient(model), gradient(plain), tolerance=0.1)
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {
