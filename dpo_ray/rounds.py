@@ -124,8 +124,8 @@ def train_round(
 def _check(plan: RoundPlan, config: EarlyStoppingConfig) -> None:
     if config.patience is not None and plan.held_out and all(pair.is_unpaired for pair in plan.held_out):
         raise TrainingError(
-            f"early_stopping.patience={config.patience} looks at rewards/accuracies, and no held-out pair has "
-            "both a chosen and a rejected completion: set max_kl or max_chosen_drop in its place"
+            f"early_stopping.patience={config.patience} looks at rewards/accuracies, and no held-out pair "
+            "has both a chosen and a rejected completion: set max_kl or max_chosen_drop in its place"
         )
 
 

@@ -13,7 +13,6 @@ from dpo_ray.lm_head import CompletionSums
 from dpo_ray.logprobs import CompletionScorer, Wanted
 from dpo_ray.parallel import Peers, compute_dtype
 
-
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192}
 """By device, where it is not set: more make a GPU faster, and on a CPU only take memory."""
 

@@ -86,7 +86,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     """Pairs per optimizer step, over all workers."""
     tokens_per_pass: int | None = Field(default=None, ge=1)
-    """Most tokens in one forward pass of one worker, longer pairs alone; unset: 8,192 on GPU, 1,024 on CPU."""
+    """Most tokens in a forward pass of one worker, longer pairs alone; unset: 8,192 on GPU, 1,024 on CPU."""
     epochs: int = Field(default=1, ge=1)
     """Passes over a round's snapshot."""
     max_grad_norm: float = Field(default=10.0, gt=0)

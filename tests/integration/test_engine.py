@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dpo_ray.config import SamplingConfig
+from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
 from dpo_ray.registry import Canary, PolicyManifest, PolicyRegistry
 from dpo_ray.storage import Storage
@@ -32,7 +33,7 @@ def registry(starter: Path, tmp_path: Path) -> PolicyRegistry:
         with torch.no_grad():
             for parameter in model.parameters() if version else []:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-        canaries = canaries if version == 2 else make_canaries(model, SEQUENCES)
+        canaries = canaries if version == 2 else make_canaries(CompletionScorer(model), SEQUENCES)
         save_policy(model, tokenizer, tmp_path / f"model{version}")
         registry.publish(tmp_path / f"model{version}", PolicyManifest(version=version, canaries=canaries))
     registry.promote(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +74,7 @@ def test_each_epoch_has_every_pair_once_in_an_order_of_its_own() -> None:
     plan = RoundPlan(PAIRS, seed=0)
     train_round(learner, plan, on_step=lambda metrics, total: seen.append((metrics["step"], total)))  # type: ignore[arg-type]
     assert [len(batch) for batch in learner.batches] == [4, 4, 2, 4, 4, 2]
-    epochs = [sum(learner.batches[:3], []), sum(learner.batches[3:], [])]
+    epochs = [list(chain(*learner.batches[:3])), list(chain(*learner.batches[3:]))]
     assert [sorted(epoch) for epoch in epochs] == [sorted(pair.pair_id for pair in PAIRS)] * 2
     assert epochs[0] != epochs[1]
     assert seen == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
@@ -159,7 +160,7 @@ def test_training_ends_where_the_chosen_log_prob_falls_too_far() -> None:
 
 def test_patience_without_a_held_out_pair_that_has_both_sides_is_refused() -> None:
     down = [replace(pair, chosen_ids=()) for pair in HELD_OUT]
-    with pytest.raises(TrainingError, match="patience=2 looks at rewards/accuracies.*set max_kl"):
+    with pytest.raises(TrainingError, match=r"patience=2 looks at rewards/accuracies.*set max_kl"):
         run(FakeLearner(**stopping(patience=2)), held_out=down)
     run(FakeLearner([{}] * 6, **stopping(max_kl=1.0)), held_out=HELD_OUT)
 
