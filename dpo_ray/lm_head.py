@@ -39,7 +39,6 @@ class CompletionSums(NamedTuple):
 Objective = Callable[[range, CompletionSums], Tensor]
 """The summed loss of the groups of a range, from the sums of their completions."""
 
-
 KlDirection = Literal["from_reference", "to_reference"]
 """KL(reference || policy), as TDPO (arXiv:2404.11999) penalises it, or KL(policy || reference)."""
 
@@ -57,6 +56,9 @@ class Head:
         """[n, V] in fp32, from [n, H] hidden states."""
         logits = nn.functional.linear(hidden, self.weight, self.bias).float()
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden).log_softmax(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def completion_sums(head: Head, hidden: Tensor, predicted: Predicted, *, with_sq
     sums = _empty_sums(predicted, hidden.device, with_square=with_square)
     for tile in _tiles(predicted, head.weight):
         for tokens in _pieces(tile, head.weight):
-            _add_sums(sums, _log_probs(head, hidden[tokens]), predicted, tokens)
+            _add_sums(sums, head.log_probs(hidden[tokens]), predicted, tokens)
     return sums
 
 
@@ -170,7 +172,7 @@ class _FusedLoss(torch.autograd.Function):
             pieces = _pieces(tile, weight)
             log_probs = torch.empty(0)
             for tokens in pieces:
-                log_probs = _log_probs(head, hidden[tokens])
+                log_probs = head.log_probs(hidden[tokens])
                 _add_sums(sums, log_probs, predicted, tokens)
             value, slopes = _slopes(objective, tile, sums)
             loss += value
@@ -179,7 +181,7 @@ class _FusedLoss(torch.autograd.Function):
             # The logits of a group that fills several tiles are computed again: its loss needs all of them.
             for tokens in pieces:
                 if len(pieces) > 1:
-                    log_probs = _log_probs(head, hidden[tokens])
+                    log_probs = head.log_probs(hidden[tokens])
                 begin = tokens.start - tile.tokens.start
                 slope = per_token[begin : begin + tokens.stop - tokens.start]
                 gradients.add(head, hidden, tokens, log_probs, predicted.targets[tokens], slope)
@@ -242,17 +244,13 @@ def _slopes(objective: Objective, tile: _Tile, sums: CompletionSums) -> tuple[Te
     return loss.detach(), torch.autograd.grad(loss, logp)[0].float()
 
 
-def _log_probs(head: Head, hidden: Tensor) -> Tensor:
-    return head.logits(hidden).log_softmax(-1)
-
-
 def _token_values(
     head: Head, hidden: Tensor, targets: Tensor, reference: tuple[Head, Tensor], kl: KlDirection
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[n] log-probs, log sum of squares, and KL of a piece's tokens."""
-    log_probs = _log_probs(head, hidden)
+    log_probs = head.log_probs(hidden)
     with torch.no_grad():
-        theirs = _log_probs(*reference)
+        theirs = reference[0].log_probs(reference[1])
     logp = log_probs.gather(-1, targets[:, None]).squeeze(-1)
     return logp, (2 * log_probs).logsumexp(-1), token_kl(log_probs, theirs, kl)
 

@@ -33,7 +33,7 @@ def registry(starter: Path, tmp_path: Path) -> PolicyRegistry:
         with torch.no_grad():
             for parameter in model.parameters() if version else []:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-        canaries = canaries if version == 2 else make_canaries(CompletionScorer(model), SEQUENCES)
+        canaries = canaries if version == 2 else make_canaries(CompletionScorer(model, flat=True), SEQUENCES)
         save_policy(model, tokenizer, tmp_path / f"model{version}")
         registry.publish(tmp_path / f"model{version}", PolicyManifest(version=version, canaries=canaries))
     registry.promote(0)

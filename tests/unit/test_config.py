@@ -199,12 +199,15 @@ def test_parsing_settings_imports_neither_torch_nor_ray() -> None:
     assert (ended.stdout, ended.stderr) == ("set()\n", "")
 
 
-def test_help_lists_every_setting_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
+def test_help_lists_every_setting_with_its_meaning(
+    job: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse("--help")
+        parse_config(job, ["--help"])
     text = unspaced(capsys.readouterr().out)  # Help is wrapped, at hyphens too.
     assert ended.value.code == 0
-    for name, field in ALL_SETTINGS.items():
+    for name, field in settings(job):
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue
         assert f"--{name}" in text, name
