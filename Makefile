@@ -16,7 +16,7 @@ unexport DPO_RAY_ACCELERATOR
 ON_cuda := --sampling.gpus_per_replica 0.5 --sampling.gpu_memory_utilization 0.3 --sampling.dtype float32 \
   --training.workers 1 --training.gpus_per_worker 0.5
 
-.PHONY: help setup setup-dev demo serve test test-fast check format lock clean
+.PHONY: help setup setup-dev demo serve test check lint unit format lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,10 +31,15 @@ test: check ## Run every check and every test.
 	$(BIN)/pytest tests/integration -v --durations=10
 
 check: setup-dev ## Formatting, lint, types, layers, and the fast tests.
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
+
+lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+unit:
 	$(BIN)/pytest tests/unit -q
 
 setup: $(VENV)/$(ACCELERATOR).stamp ## Make .venv and install the locked packages.

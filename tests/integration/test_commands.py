@@ -1,6 +1,7 @@
 """The commands of the README, and what the default run promises."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from transformers import AutoModelForCausalLM
 
-from tests.integration.conftest import ROOT, SMALL, check_run_folder, free_port, metric_rows, wait_for
+from tests.integration.conftest import ROOT, SMALL, Head, check_run_folder, free_port, metric_rows, wait_for
 
 LOCAL = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
@@ -108,14 +110,45 @@ def base(port: int) -> str:
     return f"http://127.0.0.1:{port}/v1"
 
 
-def test_own_model_prompts_judge_and_pairs_as_the_readme_says(demo: tuple[Path, str], tmp_path: Path) -> None:
+def test_own_model_prompts_judge_and_pairs_as_the_readme_says(
+    demo: tuple[Path, str], head: Head, tmp_path: Path
+) -> None:
     run_dir, _ = demo
     for command in readme_commands("Your model, your prompts, your judge"):
         moved = command.replace("runs/demo", str(run_dir)).replace("runs/", f"{tmp_path}/")
-        smaller = f"{moved} {' '.join(SMALL)} --serving.port={free_port()}"
-        run(smaller if "iterative_dpo.py --run_dir" in command else moved)
+        loop = "iterative_dpo.py --run_dir" in command
+        smaller = [*SMALL, f"--serving.port={head.http_port}"] if loop else ["--max_pairs=384"]
+        run(f"{moved} {' '.join(smaller)}" if "--run_dir" in command else moved, head.environment)
     check_run_folder(tmp_path / "mine", rounds=2)
+    check_imitation(tmp_path / "sft")
     assert "eval/rewards/accuracies" in metric_rows(tmp_path / "offline", "round")[0]
+    check_adapter(tmp_path / "adapter")
+    check_sweep(tmp_path / "sweep")
+
+
+def check_imitation(run_dir: Path) -> None:
+    first, epoch = metric_rows(run_dir, "step")[0], metric_rows(run_dir, "round")[0]
+    assert epoch["eval/loss"] < first["loss"] - 0.02
+    assert "rewards/accuracies" not in first
+
+
+def check_adapter(run_dir: Path) -> None:
+    first, epoch = metric_rows(run_dir, "step")[0], metric_rows(run_dir, "round")[-1]
+    assert abs(first["loss"] - math.log(2)) < 1e-6
+    assert first["rewards/accuracies"] == 0.0
+    assert epoch["eval/loss"] < math.log(2)
+    assert (run_dir / "policies/v00001/adapter/adapter_model.safetensors").exists()
+    # A plain model, for any server.
+    merged = AutoModelForCausalLM.from_pretrained(run_dir / "policies/v00001")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+def check_sweep(run_dir: Path) -> None:
+    weak, strong = json.loads((run_dir / "beta_sweep.json").read_text())
+    assert (weak["beta"], strong["beta"]) == (0.1, 1)
+    assert weak["kl/start"] > strong["kl/start"] > -0.1
+    assert min(weak["eval/rewards/accuracies"], strong["eval/rewards/accuracies"]) > 0.5
+    assert "<svg" in (run_dir / "beta_sweep.svg").read_text()
 
 
 def test_submitting_to_a_head_with_a_token_as_the_readme_says(tmp_path: Path, starter: Path) -> None:
