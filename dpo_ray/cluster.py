@@ -18,7 +18,7 @@ from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.learner import TrainingError
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
-from dpo_ray.sampler import Sampler
+from dpo_ray.sampler import RefusedError, Sampler
 from dpo_ray.storage import Storage
 from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
@@ -91,26 +91,50 @@ class Cluster:
                 self._trainers.run(assignment, on_progress=on_progress)
         return self._registry.manifest(candidate)
 
-    def promote(self, version: int) -> None:
-        """Make a version live: every replica has proven it on return."""
-        self._registry.promote(version)
-        with self._terminal.phase("push"):
-            self._sampler.push(version)
+    def show(self, version: int) -> None:
+        """Let a version answer somewhere, so that it can be evaluated; one that is evaluated needs no trial.
 
-    def evaluate(self, prompts: Sequence[Prompt]) -> None:
-        """Keep how the live version does on held-out prompts, once."""
-        live = self._live()
-        if read_evaluation(self._storage, live) is not None:
+        One of several replicas takes it beside the live one; a single replica must go live with it.
+        RefusedError: the replicas do not take it.
+        """
+        if read_evaluation(self._storage, version) is not None:
+            return
+        if self._config.sampling.replicas == 1:
+            self.promote(version)
+        else:
+            self._registry.offer(version, share=self._config.gate.canary_share)
+            with self._terminal.phase("push"):
+                self._sampler.converge()
+
+    def promote(self, version: int) -> None:
+        """Make a version live: every replica has proven it on return. RefusedError: one does not take it."""
+        self._registry.promote(version)
+        self._push()
+
+    def reject(self, version: int, *, reason: str) -> None:
+        """Take a version out of service, wherever it got: every replica holds the one before on return."""
+        if self._live() == version:
+            self._registry.rollback(by="job", reason=reason)
+        elif self._is_on_offer(version):
+            self._registry.withdraw()
+        else:
+            return
+        self._push()
+
+    def evaluate(self, version: int, prompts: Sequence[Prompt]) -> None:
+        """Keep how a version that is live or on trial does on held-out prompts, once.
+
+        RefusedError: it was taken back before all were answered.
+        """
+        if read_evaluation(self._storage, version) is not None:
             return
         per_prompt = self._config.evaluation.samples_per_prompt
-        with self._terminal.phase("evaluate", f"evaluate version {live}"):
-            completions = self._sampler.sample(
-                prompts, self._params(per_prompt), seed=f"{self._config.seed} eval"
-            )
+        with self._terminal.phase("evaluate", f"evaluate version {version}"):
+            completions = self._sample_as(version, prompts, self._params(per_prompt))
             scored = self._judge(completions)
             sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
             start_logps = self._trainers.run(ScoreWithStart(sequences))
-            write_evaluation(self._storage, live, evaluated(scored, start_logps, per_prompt=per_prompt))
+            write_evaluation(self._storage, version, evaluated(scored, start_logps, per_prompt=per_prompt))
 
     def close(self) -> None:
         """Let the training workers return, and leave Ray; the served policy stays where the cluster stays."""
@@ -122,6 +146,27 @@ class Cluster:
         parts = [completions[start : start + share] for start in range(0, len(completions), share)]
         pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
         return [scored for part in pending for scored in _result(part)]
+
+    def _push(self) -> None:
+        with self._terminal.phase("push"):
+            self._sampler.push(self._live())
+
+    def _sample_as(self, version: int, prompts: Sequence[Prompt], params: dict[str, Any]) -> list[Completion]:
+        """Completions of exactly this version."""
+        seed = f"{self._config.seed} eval"
+        if version == self._live():
+            completions = self._sampler.sample(prompts, params, seed=seed)
+        else:
+            completions = self._sampler.sample_as(
+                version, prompts, params, seed=seed, is_on_offer=lambda: self._is_on_offer(version)
+            )
+        if {completion.policy_version for completion in completions} != {version}:
+            raise RefusedError(f"version {version} was taken back while it was evaluated")
+        return completions
+
+    def _is_on_offer(self, version: int) -> bool:
+        candidate = self._registry.candidate()
+        return candidate is not None and candidate.version == version
 
     def _live(self) -> int:
         live = self._registry.live()

@@ -1,13 +1,23 @@
 """How good a policy version is, on prompts that no round trains on."""
 
 import json
+import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Literal, NamedTuple
 
 from dpo_ray.storage import Storage
-from dpo_ray.types import ScoredCompletion, Text
+from dpo_ray.types import Completion, ScoredCompletion, Text
+
+Flaw = Literal["", "empty", "cut off", "loop"]
+"""What makes a completion degenerate: no text, no end, or the same tokens over and over."""
+_Z95 = 1.96
+_LOOP_REPEATS = 4
+_LONGEST_PERIOD = 64
+_SHORTEST_LOOP = 16
+"""Tokens: shorter repetitions are dots, rulers and numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,14 @@ class EvaluatedCompletion:
     start_logp: float
     """The same under version 0."""
     metrics: dict[str, float] = field(default_factory=dict)
+    flaw: Flaw = ""
+
+
+class Interval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
 
 
 Evaluation = list[EvaluatedCompletion]
@@ -47,9 +65,36 @@ def evaluated(
             logp=item.completion.logp,
             start_logp=start_logp,
             metrics=item.judgement.metrics,
+            flaw=flaw(item.completion),
         )
         for place, (item, start_logp) in enumerate(zip(scored, start_logps, strict=True))
     ]
+
+
+def flaw(completion: Completion) -> Flaw:
+    """Why a completion is degenerate; "" where it is not."""
+    if loops(completion.token_ids):
+        return "loop"
+    if completion.finish_reason != "stop":
+        return "cut off"
+    return "" if completion.text.strip() else "empty"
+
+
+def loops(token_ids: Sequence[int]) -> bool:
+    """Whether up to 64 tokens come at least four times in a row, over 16 tokens or more."""
+    for period in range(1, min(_LONGEST_PERIOD, len(token_ids) // _LOOP_REPEATS) + 1):
+        enough = max(_LOOP_REPEATS * period, _SHORTEST_LOOP) - period
+        run = 0  # Tokens that are those of one period before.
+        for token, before in zip(token_ids[period:], token_ids, strict=False):
+            run = run + 1 if token == before else 0
+            if run == enough:
+                return True
+    return False
+
+
+def degenerate(evaluation: Evaluation) -> Counter[Flaw]:
+    """How many completions have each flaw."""
+    return Counter(row.flaw for row in evaluation if row.flaw)
 
 
 def summary(evaluation: Evaluation) -> dict[str, float]:
@@ -69,10 +114,7 @@ def summary(evaluation: Evaluation) -> dict[str, float]:
 
 def win_rate(ours: Evaluation, theirs: Evaluation) -> float:
     """Share of comparisons on the same prompt that ours wins, ties counted half; NaN where there is none."""
-    rewards: dict[int, list[float]] = defaultdict(list)
-    for row in theirs:
-        if row.reward is not None:
-            rewards[row.index].append(row.reward)
+    rewards = _rewards(theirs)
     scores = [
         (row.reward > other) + (row.reward == other) / 2
         for row in ours
@@ -80,6 +122,33 @@ def win_rate(ours: Evaluation, theirs: Evaluation) -> float:
         for other in rewards[row.index]
     ]
     return mean(scores)
+
+
+def num_compared(ours: Evaluation, theirs: Evaluation) -> int:
+    """Prompts on which both have a reward."""
+    return len(_rewards(ours).keys() & _rewards(theirs).keys())
+
+
+def reward_gains(ours: Evaluation, theirs: Evaluation) -> list[float]:
+    """Mean reward of ours less that of theirs, on each prompt where both have one."""
+    new, old = _rewards(ours), _rewards(theirs)
+    return [mean(new[index]) - mean(old[index]) for index in sorted(new.keys() & old.keys())]
+
+
+def wilson(rate: float, count: int) -> Interval:
+    """95 % score interval of a rate over `count` trials (Wilson, JASA 1927)."""
+    scale = 1 + _Z95**2 / count
+    centre = (rate + _Z95**2 / (2 * count)) / scale
+    half = _Z95 / scale * math.sqrt(rate * (1 - rate) / count + _Z95**2 / (4 * count**2))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """1.96 standard errors around the mean; boundless for fewer than two values."""
+    if len(values) < 2:
+        return Interval(-math.inf, math.inf)
+    half = _Z95 * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean(values) - half, mean(values) + half)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -110,3 +179,12 @@ def read_evaluation(storage: Storage, version: int) -> Evaluation | None:
 
 def _file(version: int) -> str:
     return f"evaluation/v{version:05d}.jsonl"
+
+
+def _rewards(evaluation: Evaluation) -> defaultdict[int, list[float]]:
+    """By prompt, those that the judge gave."""
+    rewards: defaultdict[int, list[float]] = defaultdict(list)
+    for row in evaluation:
+        if row.reward is not None:
+            rewards[row.index].append(row.reward)
+    return rewards

@@ -1,9 +1,21 @@
 """May this candidate go live?"""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpo_ray.config import GateConfig
+from dpo_ray.evaluation import (
+    Evaluation,
+    degenerate,
+    mean,
+    mean_interval,
+    num_compared,
+    reward_gains,
+    summary,
+    wilson,
+    win_rate,
+)
 from dpo_ray.registry import PolicyManifest
 
 
@@ -15,6 +27,10 @@ class Verdict:
     reason: str = ""
 
 
+class GateError(RuntimeError):
+    """A candidate was refused, and the job is told to stop then."""
+
+
 def judge_candidate(candidate: PolicyManifest, config: GateConfig) -> Verdict:
     """Compare the metrics of the candidate's last optimizer step with the configured bounds."""
     broken = [name for name, value in candidate.metrics.items() if not math.isfinite(value)]
@@ -24,3 +40,71 @@ def judge_candidate(candidate: PolicyManifest, config: GateConfig) -> Verdict:
     if config.max_chosen_drop is not None and drop > config.max_chosen_drop:
         return Verdict(False, f"chosen log-prob fell {drop:.1f} nats below the reference's")
     return Verdict(True)
+
+
+def judge_samples(
+    candidate: Evaluation, *, previous: Evaluation, start: Evaluation, config: GateConfig
+) -> Verdict:
+    """Compare what the candidate wrote for held-out prompts with the configured bounds.
+
+    `previous` is of the version that was live before.
+    """
+    reasons = [
+        *_drifted(candidate, config),
+        *_lost(candidate, previous, config),
+        *_gained_too_little(candidate, previous, config),
+        *_grew(candidate, start, config),
+        *_degenerated(candidate, config),
+    ]
+    return Verdict(not reasons, "; ".join(reasons))
+
+
+def _drifted(candidate: Evaluation, config: GateConfig) -> Iterator[str]:
+    kl = summary(candidate)["kl/start"]
+    if not math.isfinite(kl):
+        yield "kl/start not finite"
+    elif config.max_kl is not None and kl > config.max_kl:
+        yield f"kl/start is {kl:.2f} nats, above {config.max_kl:g}"
+
+
+def _lost(candidate: Evaluation, previous: Evaluation, config: GateConfig) -> Iterator[str]:
+    if config.min_win_rate is None:
+        return
+    num = num_compared(candidate, previous)
+    if num == 0:
+        yield "the win rate is unknown: on no prompt have both versions a reward"
+        return
+    rate = win_rate(candidate, previous)
+    if (interval := wilson(rate, num)).high < config.min_win_rate:
+        yield (
+            f"wins {rate:.0%} against the version before "
+            f"(95 % interval {interval.low:.0%} to {interval.high:.0%}), below {config.min_win_rate:.0%}"
+        )
+
+
+def _gained_too_little(candidate: Evaluation, previous: Evaluation, config: GateConfig) -> Iterator[str]:
+    if config.min_reward_gain is None:
+        return
+    gains = reward_gains(candidate, previous)
+    if not gains:
+        yield "the reward gain is unknown: on no prompt have both versions a reward"
+        return
+    if (interval := mean_interval(gains)).high < config.min_reward_gain:
+        yield (
+            f"reward changed by {mean(gains):+.3f} against the version before "
+            f"(95 % interval {interval.low:+.3f} to {interval.high:+.3f}), below {config.min_reward_gain:+g}"
+        )
+
+
+def _grew(candidate: Evaluation, start: Evaluation, config: GateConfig) -> Iterator[str]:
+    ratio = mean([row.length for row in candidate]) / mean([row.length for row in start])
+    if config.max_length_ratio is not None and ratio > config.max_length_ratio:
+        yield f"completions are {ratio:.2f} times as long as the start's, above {config.max_length_ratio:g}"
+
+
+def _degenerated(candidate: Evaluation, config: GateConfig) -> Iterator[str]:
+    flaws = degenerate(candidate)
+    share = flaws.total() / len(candidate)
+    if config.max_degenerate is not None and share > config.max_degenerate:
+        counts = ", ".join(f"{count} {flaw}" for flaw, count in sorted(flaws.items()))
+        yield f"{share:.0%} of completions are degenerate ({counts}), above {config.max_degenerate:.0%}"

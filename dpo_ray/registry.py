@@ -1,15 +1,21 @@
-"""Policy versions in storage, and the pointer to the one that is live."""
+"""Policy versions in storage, the pointer to the one that is live, and how it came to be there."""
 
 import hashlib
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dpo_ray.storage import Storage, files_below, sha256_file
+from dpo_ray.tensors import TensorSpec, read_tensors
 
 _MANIFEST = "manifest.json"
+_LIVE = "policies/LIVE"
+_CANDIDATE = "policies/CANDIDATE"
+_EVENTS = "policies/events.jsonl"
 
 
 class Canary(BaseModel):
@@ -52,7 +58,36 @@ class PolicyManifest(BaseModel):
     git_commit: str | None = None
     files: dict[str, str] = {}
     """sha256 of every file."""
+    tensors: dict[str, TensorSpec] = {}
+    """What the weight files hold, by name."""
     created_at: str = ""
+
+
+class PolicyEvent(BaseModel):
+    """A move of LIVE."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["promote", "rollback"]
+    version: int
+    """Live from then on."""
+    previous: int | None
+    """Live until then; None before the first promotion."""
+    by: str
+    """A person's name, or `job`."""
+    reason: str
+    at: str
+    """UTC, as ISO 8601."""
+
+
+class Candidate(BaseModel):
+    """A version that one of several replicas holds beside the live one, to be evaluated."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    share: float = Field(ge=0, le=1)
+    """Of the live traffic, that it may answer."""
 
 
 class PolicyRegistry:
@@ -71,9 +106,9 @@ class PolicyRegistry:
 
     def live(self) -> int | None:
         """The live version; None before the first promotion."""
-        if not self._storage.exists("policies/LIVE"):
+        if not self._storage.exists(_LIVE):
             return None
-        return int(self._storage.read_text("policies/LIVE"))
+        return int(self._storage.read_text(_LIVE))
 
     def manifest(self, version: int) -> PolicyManifest:
         if not self.has(version):
@@ -90,7 +125,8 @@ class PolicyRegistry:
         whole = manifest.model_copy(
             update={
                 "files": {name: sha256_file(folder / name) for name in files},
-                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "tensors": read_tensors(folder),
+                "created_at": _now(),
                 "git_commit": _git_commit(),
             }
         )
@@ -98,10 +134,79 @@ class PolicyRegistry:
         self._storage.publish_folder(folder, _folder(manifest.version), marker=_MANIFEST, text=text)
         return whole
 
-    def promote(self, version: int) -> None:
-        """Make a complete version live."""
+    def promote(self, version: int, *, by: str = "job", reason: str = "") -> PolicyEvent:
+        """Make a complete version live; promoting what is live adds no event."""
+        return self._move("promote", version, by=by, reason=reason)
+
+    def rollback(self, version: int | None = None, *, by: str, reason: str) -> PolicyEvent:
+        """Make a version live again: `version`, or the one that the present one was promoted over.
+
+        A second rollback goes one further back. ValueError: there is no such version.
+        """
+        before, live = self._before(), self.live()
+        target = before[-1] if version is None and before else version
+        if target is None or target not in (*before, live):
+            raise ValueError(
+                f"{'no version' if version is None else f'version {version}'} was live before {live}, "
+                f"which came after {before or 'nothing'}: promote the version that you want"
+            )
+        return self._move("rollback", target, by=by, reason=reason)
+
+    def events(self) -> list[PolicyEvent]:
+        """Every move of LIVE, the oldest first."""
+        if not self._storage.exists(_EVENTS):
+            return []
+        lines = self._storage.read_bytes(_EVENTS).splitlines()
+        events = [PolicyEvent.model_validate_json(line) for line in lines]
+        # An event is written before LIVE moves: until then, it has not happened.
+        return events if not events or events[-1].version == self.live() else events[:-1]
+
+    def offer(self, version: int, *, share: float) -> Candidate:
+        """Let one of several replicas hold a complete version that is not live."""
         self.manifest(version)
-        self._storage.write_text("policies/LIVE", f"{version}\n")
+        if version == self.live():
+            raise ValueError(f"version {version} is live already: offer another one")
+        candidate = Candidate(version=version, share=share)
+        self._storage.write_text(_CANDIDATE, candidate.model_dump_json())
+        return candidate
+
+    def withdraw(self) -> None:
+        """End the offer; where there is none, nothing changes."""
+        with suppress(FileNotFoundError):  # Another process was faster.
+            self._storage.remove(_CANDIDATE)
+
+    def candidate(self) -> Candidate | None:
+        """The version on offer."""
+        try:
+            candidate = Candidate.model_validate_json(self._storage.read_text(_CANDIDATE))
+        except FileNotFoundError:
+            return None
+        return None if candidate.version == self.live() else candidate
+
+    def _move(
+        self, kind: Literal["promote", "rollback"], version: int, *, by: str, reason: str
+    ) -> PolicyEvent:
+        self.manifest(version)
+        live, events = self.live(), self.events()
+        if not events or version != live:
+            at = _now()
+            events.append(PolicyEvent(kind=kind, version=version, previous=live, by=by, reason=reason, at=at))
+            self._storage.write_text(_EVENTS, "".join(f"{event.model_dump_json()}\n" for event in events))
+            self._storage.write_text(_LIVE, f"{version}\n")
+        self.withdraw()
+        return events[-1]
+
+    def _before(self) -> list[int]:
+        """Versions that were live before the present one, each promoted over the one to its left."""
+        events = self.events()
+        lineage = [event.previous for event in events[:1] if event.previous is not None]
+        for event in events:
+            if event.kind == "rollback" and event.version in lineage:
+                while lineage[-1] != event.version:
+                    lineage.pop()
+            else:
+                lineage.append(event.version)
+        return lineage[:-1]
 
     def fetch(self, version: int) -> Path:
         """A local folder with exactly the published files; a changed or missing file is an error."""
@@ -116,6 +221,10 @@ class PolicyRegistry:
 
 def _folder(version: int) -> str:
     return f"policies/v{version:05d}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_commit() -> str | None:

@@ -78,6 +78,7 @@ def read_run(storage: Storage) -> RunRecord:
         policies=_manifests(storage, "policies", "v"),
         snapshots=_manifests(storage, "rounds", ""),
         live=int(live) if live else None,
+        moves=tuple(_json_lines(_read_if_there(storage, "policies/events.jsonl"))),
     )
 
 
@@ -188,9 +189,22 @@ def _ancestry(record: RunRecord, version: int) -> Lineage:
         created_at=str(manifest.get("created_at") or ""),
         snapshot=snapshot,
         snapshot_is_declared=snapshot.get("sha256") == declared.get("sha256"),
-        verdict=_verdict(record.round_of(version)),
+        verdict=_fate(record, version),
         is_live=version == record.live,
     )
+
+
+def _fate(record: RunRecord, version: int) -> str:
+    """What the gate said of a version, and each time that it was taken out of service."""
+    row = record.round_that_made(version)
+    rollbacks = [m for m in record.moves if m["kind"] == "rollback" and m["previous"] == version]
+    return "; ".join([_verdict(row), *(_rollback(move, row) for move in rollbacks)])
+
+
+def _rollback(move: Row, row: Row) -> str:
+    # The gate's own reason is told already.
+    reason = "" if move["reason"] == row.get("gate/reason") else f": {move['reason']}"
+    return f"rolled back to v{move['version']} by {move['by']}{reason}"
 
 
 def _verdict(row: Row) -> str:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from dpo_ray.evaluation import Interval, wilson
+
 Row = dict[str, Any]
 """One JSON object, as a file of the run's folder has it; any measurement may be absent or null."""
 
-_Z95 = 1.96
 _NUM_EXAMPLES, _NUM_BEST, _NUM_WORST = 12, 4, 3
 
 
@@ -32,10 +33,16 @@ class RunRecord:
     snapshots: dict[int, Row]
     """Manifests, by round."""
     live: int | None
+    moves: tuple[Row, ...] = ()
+    """Moves of LIVE: promotions and rollbacks."""
 
     def round_of(self, version: int) -> Row:
         """The row of the round that made `version`; empty where there is none."""
         return next((row for row in self.rounds if row.get("policy_version") == version), {})
+
+    def round_that_made(self, version: int) -> Row:
+        """The row of the round whose candidate `version` was; empty while it is not finished."""
+        return next((row for row in self.rounds if row["round"] == version - 1), {})
 
     def result_version(self) -> int | None:
         """The version that the run is judged by: the live one, or the newest while the start is live."""
@@ -48,13 +55,6 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    low: float
-    high: float
-
-
-class Interval(NamedTuple):
-    """A 95 % interval."""
-
     low: float
     high: float
 
@@ -170,14 +170,6 @@ def result(record: RunRecord) -> Result:
         win_interval=interval if version else None,
         kl=number(row, "kl/start"),
     )
-
-
-def wilson(rate: float, count: int) -> Interval:
-    """95 % score interval of a rate over `count` trials (Wilson, JASA 1927)."""
-    scale = 1 + _Z95**2 / count
-    centre = (rate + _Z95**2 / (2 * count)) / scale
-    half = _Z95 / scale * math.sqrt(rate * (1 - rate) / count + _Z95**2 / (4 * count**2))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def wins_by_prompt(after: list[Row], before: list[Row]) -> list[float]:

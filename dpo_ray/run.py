@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dpo_ray.config import IterativeDPOConfig, JobConfig
-from dpo_ray.evaluation import read_evaluation, summary, win_rate
-from dpo_ray.gate import Verdict
+from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
+from dpo_ray.gate import Verdict, judge_samples
 from dpo_ray.judges.function import load_judge
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
@@ -20,6 +20,7 @@ from dpo_ray.storage import Storage
 from dpo_ray.terminal import Terminal
 from dpo_ray.types import Prompt, ScoredCompletion
 
+_CANARY_TOKENS = 40
 _SCORED = TypeAdapter(ScoredCompletion)
 
 
@@ -69,31 +70,57 @@ class Run:
             row = {"kind": "start", "round": -1, "step": 0, "policy_version": 0}
             self.folder.write_rows([{**row, **self._evaluation_metrics(0)}])
 
+    def live(self) -> int:
+        live = self.registry.live()
+        assert live is not None, "open_run promotes version 0"
+        return live
+
+    def verdict(self, version: int) -> Verdict:
+        """What the gate says of an evaluated version."""
+        candidate, previous, start = self._evaluations(version)
+        return judge_samples(candidate, previous=previous, start=start, config=self.config.gate)
+
+    def end_trial(self) -> None:
+        """Take back the candidate of an unfinished round: its trial starts over.
+
+        Until then, replicas that start take a version that is known to be good.
+        """
+        self.registry.withdraw()
+        *_, last = self.registry.events() or [None]
+        if last is None or (last.kind, last.by) != ("promote", "job"):
+            return
+        if last.version > self.folder.finished_rounds():
+            self.registry.rollback(by="job", reason="the job ended before this version's round did")
+
     def finish(self, round_: int, metrics: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
         """Write the round's row: from here on, the round is done."""
-        live = self.registry.live()
-        assert live is not None
-        evaluated = self._evaluation_metrics(live)
         gate = {"gate/passed": verdict.passed, "gate/reason": verdict.reason}
-        return self.folder.finish_round(round_, live, {**metrics, **evaluated, **gate})
+        live = self.live()
+        return self.folder.finish_round(round_, live, {**metrics, **self._evaluation_metrics(live), **gate})
 
     def _evaluation_metrics(self, version: int) -> dict[str, float]:
+        evaluation, previous, start = self._evaluations(version)
+        return {
+            **summary(evaluation),
+            "win_rate/vs_start": win_rate(evaluation, start),
+            "win_rate/vs_previous": win_rate(evaluation, previous),
+        }
+
+    def _evaluations(self, version: int) -> tuple[Evaluation, Evaluation, Evaluation]:
+        """Of a version, of the one that it was trained from, and of the start."""
         evaluation, start = read_evaluation(self.storage, version), read_evaluation(self.storage, 0)
         assert evaluation is not None
         assert start is not None
         parent = self.registry.manifest(version).parent
         previous = read_evaluation(self.storage, parent) if parent is not None else None
-        return {
-            **summary(evaluation),
-            "win_rate/vs_start": win_rate(evaluation, start),
-            "win_rate/vs_previous": win_rate(evaluation, previous or start),
-        }
+        return evaluation, previous or start, start
 
 
 def canary_sequences(prompts: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Four short token sequences from the first prompts."""
-    # A prompt of one or two tokens says little of the weights: it is read several times over.
-    return tuple((tuple(ids[-64:]) * 8)[: max(8, len(ids[-64:]))] for ids in prompts[:4])
+    # A short prompt says little of the weights, and fills no block of a prefix cache: it is repeated.
+    ends = [tuple(ids[-64:]) for ids in prompts[:4]]
+    return tuple((ids * _CANARY_TOKENS)[: max(_CANARY_TOKENS, len(ids))] for ids in ends)
 
 
 def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
@@ -106,6 +133,7 @@ def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
     folder = registry.fetch(0) if registry.has(0) else starting_model(config, terminal)
     run = Run(config, _load_prompts(config, folder, terminal))
     publish_start(registry, folder, run.canary_sequences())
+    run.end_trial()
     return run
 
 

@@ -9,17 +9,18 @@ from dpo_ray.config import IterativeDPOConfig, exit_with, parse_config
 
 if TYPE_CHECKING:
     from dpo_ray.cluster import Cluster
+    from dpo_ray.gate import Verdict
     from dpo_ray.run import Run
     from dpo_ray.terminal import Terminal
 
 
 def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
     """Improve the policy round by round; started again after a crash, go on."""
-    from dpo_ray.gate import judge_candidate
+    from dpo_ray.gate import GateError, judge_candidate
     from dpo_ray.metrics import pair_metrics, sample_metrics
     from dpo_ray.pairing import make_pairs
 
-    cluster.evaluate(run.held_out)
+    cluster.evaluate(run.live(), run.held_out)
     run.start()
     for round_ in run.remaining_rounds():
         terminal.start_round()
@@ -33,10 +34,33 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         candidate = cluster.train(snapshot, run.canary_sequences())
         verdict = judge_candidate(candidate, run.config.gate)
         if verdict.passed:
-            cluster.promote(candidate.version)
-        cluster.evaluate(run.held_out)
+            verdict = try_out(candidate.version, run, cluster)
+        if not verdict.passed:
+            cluster.reject(candidate.version, reason=verdict.reason)
+        cluster.evaluate(run.live(), run.held_out)  # Another one than before where a person has moved LIVE.
         metrics = {**sample_metrics(scored), **pair_metrics(len(pairs), snapshot), **terminal.seconds()}
         terminal.round_line(run.finish(round_, metrics, verdict))  # Until this line, all can be redone.
+        if not verdict.passed and run.config.gate.on_failure == "stop":
+            raise GateError(
+                f"the gate refused version {candidate.version}: {verdict.reason}. gate.on_failure is stop: "
+                f"started again, the job goes on from version {run.live()}"
+            )
+
+
+def try_out(version: int, run: Run, cluster: Cluster) -> Verdict:
+    """Evaluate a candidate by what it answers, and promote it if it keeps the gate's bounds."""
+    from dpo_ray.gate import Verdict
+    from dpo_ray.sampler import RefusedError
+
+    try:
+        cluster.show(version)
+        cluster.evaluate(version, run.held_out)
+        verdict = run.verdict(version)
+        if verdict.passed:
+            cluster.promote(version)
+        return verdict
+    except RefusedError as refusal:
+        return Verdict(False, str(refusal))
 
 
 def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
@@ -58,6 +82,7 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
 
 def main(config: IterativeDPOConfig) -> None:
     """Do the rounds that are left, and show what came of all."""
+    from dpo_ray.gate import GateError
     from dpo_ray.judges.function import JudgeError
     from dpo_ray.learner import TrainingError
     from dpo_ray.report import write_report
@@ -74,7 +99,7 @@ def main(config: IterativeDPOConfig) -> None:
     if cluster is not None:
         try:
             improve(run, cluster, terminal)
-        except (JudgeError, TrainingError, SamplerError) as error:
+        except (JudgeError, TrainingError, SamplerError, GateError) as error:
             exit_with(str(error), code=1)
         finally:
             cluster.close()

@@ -1,5 +1,6 @@
 """`python -m serve --run_dir RUN`: the live policy of a run over HTTP, until it is stopped."""
 
+import os
 import signal
 import sys
 
@@ -14,6 +15,7 @@ def main(config: ServeConfig) -> None:
     from dpo_ray.registry import PolicyRegistry
     from dpo_ray.storage import Storage
     from serve.deployment import deploy, http_address, wait_until_serving
+    from serve.guard import check_environment, check_exposure
 
     storage = Storage(config.run_dir)
     live = PolicyRegistry(storage).live()
@@ -21,6 +23,8 @@ def main(config: ServeConfig) -> None:
         exit_with(f"--run_dir {config.run_dir} has no live policy: run jobs/iterative_dpo.py there first")
     sampling = SamplingConfig(**yaml.safe_load(storage.read_text("config.yaml")).get("sampling", {}))
     try:
+        check_environment(os.environ)
+        check_exposure(config.run_dir, config.serving)
         connect()
         wait_until_serving(deploy(config.run_dir, sampling, config.serving))
     except ValueError as error:

@@ -4,12 +4,15 @@ import asyncio
 import hashlib
 import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
+import uvicorn
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
@@ -18,6 +21,8 @@ from dpo_ray.config import SamplingConfig, ServingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
+from serve.guard import check_environment, check_exposure
+from serve.replica import Replicas, ReplicaState
 
 _APP_PREFIX = "dpo_ray_"
 _ALIVE = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
@@ -31,6 +36,8 @@ CPU_ENV = {
     "TORCHDYNAMO_DISABLE": "1",
     # The model runs in the engine's process, not in a further one that polls busily.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Ray decides which cores are whose; vLLM's own binding puts all engines on the same ones.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
@@ -39,22 +46,36 @@ CPU_ENV = {
     max_ongoing_requests=10_000,
     health_check_period_s=5,
     health_check_timeout_s=60,
-    graceful_shutdown_timeout_s=5,
+    graceful_shutdown_wait_loop_s=1,
+    graceful_shutdown_timeout_s=120,
 )
 @serve.ingress()
 class PolicyServer:
     """A replica: one engine that answers HTTP and the job's own sampling calls."""
 
-    async def __init__(self, run_dir: str, config: SamplingConfig) -> None:
+    async def __init__(
+        self, run_dir: str, sampling: SamplingConfig, serving: ServingConfig, secret: str
+    ) -> None:
         from serve.engine import PolicyEngine  # vLLM is imported where an engine runs, and nowhere else.
 
-        self._engine = await PolicyEngine.start(PolicyRegistry(Storage(run_dir)), config)
+        check_environment(os.environ)
+        self._storage = Storage(run_dir)
+        self._registry = PolicyRegistry(self._storage)
+        self._serving = serving
+        self._secret = secret
+        self._engine = await PolicyEngine.start(self._registry, sampling, takes_candidate=_is_last_replica)
+        self._engine.replica = serve.get_replica_context().replica_tag
+        self._listener: uvicorn.Server | None = None
         self._watch = asyncio.create_task(self._end_with_engine())
 
     async def __serve_build_asgi_app__(self) -> Any:
         from serve.http import build_http_app
 
-        return await build_http_app(self._engine)
+        context = serve.get_replica_context()
+        replicas = Replicas(serve.get_deployment_handle(context.deployment, context.app_name))
+        app = await build_http_app(self._engine, self._storage, replicas, self._serving, self._secret)
+        self._engine.address = await self._listen(app)
+        return app
 
     async def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
@@ -63,20 +84,53 @@ class PolicyServer:
         outputs = await self._engine.sample(prompts, seeds, params)
         return [[_answer(completion) for completion in output.outputs] for output in outputs]
 
-    async def converge(self) -> int:
-        """Hold the live version, proven by its canaries, on return."""
-        return await self._engine.converge()
+    async def sample_as(
+        self, version: int, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
+    ) -> list[list[Answer]] | None:
+        """The same of one version; None where this replica does not hold it."""
+        return await self.generate(prompts, seeds, params) if self._engine.version == version else None
+
+    async def converge(self) -> ReplicaState:
+        """Hold the desired version, proven by its canaries, on return. StaleWeightsError: it is refused."""
+        await self._engine.converge()
+        return self._engine.describe()
+
+    async def settle(self) -> ReplicaState:
+        """The same, where a refusal is told, not raised."""
+        with suppress(Exception):
+            await self._engine.converge()
+        return self._engine.describe()
+
+    async def describe(self) -> ReplicaState:
+        return self._engine.describe()
 
     async def check_health(self) -> None:
-        """Serve replaces a replica that raises here. A push that this replica missed is caught up."""
+        """Catch up on a push that was missed. Serve replaces a replica that raises here for long."""
         await self._engine.converge()
+
+    async def _listen(self, app: Any) -> str:
+        """Answer other replicas on a port of this replica's own: its address."""
+        config = uvicorn.Config(
+            app, host=ray.util.get_node_ip_address(), port=0, log_level="warning", lifespan="off"
+        )
+        self._listener = uvicorn.Server(config)
+        self._listening = asyncio.create_task(self._listener.serve())
+        while not self._listener.started:
+            await asyncio.sleep(0.01)
+        host, port = self._listener.servers[0].sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
 
     async def _end_with_engine(self) -> None:
         # A replica with a dead engine would go on drawing requests, and fail them fast.
-        while not (self._engine.llm.errored or self._engine.lost):
+        while not self._engine.llm.errored:
             await asyncio.sleep(_ENGINE_POLL_S)
-        await asyncio.sleep(_ENGINE_POLL_S)  # Whoever pushed hears why, first.
         os._exit(1)
+
+
+def _is_last_replica() -> bool:
+    """Whether a candidate is for this replica: one of several takes it, the others hold what is live."""
+    context = serve.get_replica_context()
+    return 1 < context.world_size == context.rank.rank + 1
 
 
 def _answer(completion: Any) -> Answer:
@@ -94,13 +148,16 @@ def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> st
     """Start to serve a run's live policy; the name of the application.
 
     One that already serves this run with these settings is left as it is, in-flight requests included.
-    ValueError: the port is taken.
+    ValueError: the port is taken, or others than this machine could reach it without a token.
     """
+    check_environment(os.environ)
+    check_exposure(run_dir, serving)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Of this process: replicas have their own logs.
     if not _serve_runs():
         _check_port(serving)
     serve.start(http_options={"host": serving.host, "port": serving.port})
-    identity = f"{Storage(run_dir).root} {sampling.model_dump_json()}"
+    limits = serving.model_dump_json(exclude={"host", "port"})
+    identity = f"{Storage(run_dir).root} {sampling.model_dump_json()} {limits}"
     name = f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     applications = serve.status().applications
     if name in applications and applications[name].status in _ALIVE:
@@ -108,7 +165,7 @@ def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> st
     for other in applications:
         if other.startswith(_APP_PREFIX):
             serve.delete(other)
-    target = serve.RunTarget(_application(run_dir, sampling), name=name, logging_config=_LOGGING)
+    target = serve.RunTarget(_application(run_dir, sampling, serving), name=name, logging_config=_LOGGING)
     serve.run_many([target], wait_for_applications_running=False)
     return name
 
@@ -135,16 +192,28 @@ def http_address() -> str:
     return f"http://{options['host']}:{options['port']}"
 
 
-def _application(run_dir: str, sampling: SamplingConfig) -> serve.Application:
+def _application(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> serve.Application:
     deployment = PolicyServer.options(
-        num_replicas=sampling.replicas,
+        **_scaling(sampling),
         ray_actor_options={
             "num_cpus": sampling.cpus_per_replica,
             "num_gpus": sampling.gpus_per_replica,
             "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **CPU_ENV}},
         },
     )
-    return deployment.bind(Storage(run_dir).root, sampling)
+    return deployment.bind(Storage(run_dir).root, sampling, serving, secrets.token_hex())
+
+
+def _scaling(sampling: SamplingConfig) -> dict[str, Any]:
+    if sampling.max_replicas is None:
+        return {"num_replicas": sampling.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": sampling.replicas,
+            "max_replicas": sampling.max_replicas,
+            "target_ongoing_requests": sampling.requests_per_replica,
+        }
+    }
 
 
 def _serve_runs() -> bool:

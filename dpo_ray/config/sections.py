@@ -22,6 +22,10 @@ class SamplingConfig(Section):
     """Longest completion, in tokens."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the deployment, each with an engine of its own."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Most copies, to which Ray Serve scales up with the load; unset: always `replicas`."""
+    requests_per_replica: float = Field(default=64, gt=0)
+    """Requests in flight per copy that Ray Serve scales to."""
     cpus_per_replica: float = Field(default=1, ge=0)
     """CPUs that each replica reserves in Ray."""
     gpus_per_replica: float = Field(default=0, ge=0)
@@ -81,19 +85,57 @@ class EvaluationConfig(Section):
 
 
 class GateConfig(Section):
-    """Bounds that a trained version must keep to go live."""
+    """Bounds that a trained version must keep to go live; most are measured on held-out prompts.
+
+    Win rate and reward gain are known up to chance: they refuse a version only where the whole 95 % interval,
+    with each prompt as one trial, is below the bound.
+    """
 
     max_chosen_drop: float | None = Field(default=None, gt=0)
     """Most nats that the mean chosen log-prob may fall below the reference's; unset: no bound."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Largest kl/start (sequence KL to the starting policy, sampled), in nats; unset: no bound."""
+    min_win_rate: float | None = Field(default=None, gt=0, le=1)
+    """Lowest win rate against the version live before; unset: no bound."""
+    min_reward_gain: float | None = None
+    """Least mean reward above that of the version live before, negative to allow a loss; unset: no bound."""
+    max_length_ratio: float | None = Field(default=None, gt=0)
+    """Largest mean length, as a multiple of the starting policy's; unset: no bound."""
+    max_degenerate: float | None = Field(default=None, ge=0, lt=1)
+    """Largest share of completions that are empty, cut off, or repeat themselves; unset: no bound."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """After a refusal: continue with the next round from the version live before, or stop the job."""
+    canary_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of live traffic that a candidate answers before promotion, where there are several replicas."""
 
 
 class ServingConfig(Section):
     """The live policy's HTTP endpoint."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; one that other machines reach needs tokens (`python -m serve.tokens`)."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
+    max_concurrent_requests: int = Field(default=256, ge=1)
+    """Requests that each replica works on at the same time, streams until their last byte."""
+    max_queued_requests: int = Field(default=1024, ge=0)
+    """Requests that wait in each replica for those; more are answered with 429."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests that a token, or without tokens an address, may send to each replica; unset: no bound."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1)
+    """Largest body of a request."""
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds in which a request's body must be here."""
+    max_header_bytes: int = Field(default=16 << 10, ge=1)
+    """Largest headers of a request, names and values together."""
+    max_n: int = Field(default=64, ge=1)
+    """Most completions of one prompt (`n`)."""
+    max_completions_per_request: int = Field(default=256, ge=1)
+    """Most completions of one request: `n` times its prompts."""
+    max_messages: int = Field(default=256, ge=1)
+    """Most messages in one chat."""
+    max_new_tokens_per_request: int | None = Field(default=None, ge=1)
+    """Longest completion, in tokens; also where a request names none; unset: the context's length."""
 
 
 class ClusterConfig(Section):

@@ -1,13 +1,14 @@
-"""The engine and its weights: pushes under way, proofs, and what happens when a proof fails."""
+"""The engine and its weights: pushes under way, their proofs, and every mistake that a proof must catch."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from dpo_ray.config import SamplingConfig
 from dpo_ray.logprobs import CompletionScorer
@@ -19,78 +20,231 @@ from serve.deployment import CPU_ENV
 if TYPE_CHECKING:
     from serve.engine import PolicyEngine
 
-SEQUENCES = [[5, 9, 12, 7, 30, 4, 8, 11], [6, 6, 6, 40, 41, 42, 43, 44]]
+# Longer than a block of the prefix cache.
+SEQUENCES = [[5, 9, 12, 7, 30, 4, 8, 11] * 5, [6, 6, 6, 40, 41, 42, 43, 44]]
+LONG = {"n": 1, "temperature": 1.0, "max_tokens": 110, "ignore_eos": True}
+SHORT = {"n": 1, "temperature": 1.0, "max_tokens": 4}
+
+
+class Versions:
+    """Publishes variants of a starting model, one version after the other."""
+
+    def __init__(self, start: Path, folder: Path) -> None:
+        self.registry = PolicyRegistry(Storage(str(folder / "run")))
+        self._start = start
+        self._folder = folder
+
+    def model(self, *, seed: int) -> PreTrainedModel:
+        """The start, with other weights for each seed but 0."""
+        model = load_model(self._start)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters() if seed else []:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        return model
+
+    def publish(
+        self,
+        model: PreTrainedModel,
+        *,
+        proof: PreTrainedModel | None = None,
+        change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensors: tensors,
+    ) -> int:
+        """The next version; its canaries are of `proof`, its tensors are changed before."""
+        version = len(self.registry.versions())
+        folder = self._folder / f"model{version}"
+        save_policy(model, load_tokenizer(self._start), folder)
+        (file,) = folder.glob("*.safetensors")
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+        canaries = make_canaries(CompletionScorer(proof or model, flat=True), SEQUENCES)
+        self.registry.publish(folder, PolicyManifest(version=version, canaries=canaries))
+        return version
+
+    def file(self, version: int) -> Path:
+        (file,) = self.registry.fetch(version).glob("*.safetensors")
+        return file
+
+
+@pytest.fixture(scope="module")
+def versions(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    versions = Versions(starter, tmp_path_factory.mktemp("versions"))
+    versions.registry.promote(versions.publish(versions.model(seed=0)))
+    return versions
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines in the one event loop that the engine lives in."""
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        for name, value in CPU_ENV.items():
+            patch.setenv(name, value)
+        yield runner.run
+
+
+@pytest.fixture(scope="module")
+def shared_engine(versions: Versions, run: Any) -> Iterator["PolicyEngine"]:
+    import serve.engine
+    from serve.engine import PolicyEngine
+
+    args = serve.engine.engine_args
+
+    def faulty(*arguments: Any) -> Any:
+        settings = args(*arguments)
+        settings.worker_extension_cls = "tests.integration.faulty_weights.FaultyWeights"
+        return settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve.engine, "engine_args", faulty)
+        engine = run(PolicyEngine.start(versions.registry, SamplingConfig()))
+    yield engine
+    engine.llm.shutdown(timeout=0)
 
 
 @pytest.fixture
-def registry(starter: Path, tmp_path: Path) -> PolicyRegistry:
-    """Version 0 is live; 1 and 2 are other weights, and the canaries of 2 are those of 1."""
-    registry = PolicyRegistry(Storage(str(tmp_path / "run")))
-    tokenizer, canaries = load_tokenizer(starter), []
-    for version in range(3):
-        model = load_model(starter)
-        torch.manual_seed(version)
-        with torch.no_grad():
-            for parameter in model.parameters() if version else []:
-                parameter.add_(0.02 * torch.randn_like(parameter))
-        canaries = canaries if version == 2 else make_canaries(CompletionScorer(model, flat=True), SEQUENCES)
-        save_policy(model, tokenizer, tmp_path / f"model{version}")
-        registry.publish(tmp_path / f"model{version}", PolicyManifest(version=version, canaries=canaries))
-    registry.promote(0)
-    return registry
+def engine(shared_engine: "PolicyEngine", versions: Versions, run: Any) -> Iterator["PolicyEngine"]:
+    """It holds version 0, and afterwards comes back to it, whatever happened: a rollback mends it."""
+    yield shared_engine
+    run(shared_engine.llm.collective_rpc("choose_fault", args=("",)))
+    versions.registry.promote(0)
+    assert run(shared_engine.converge()) == 0
+    assert shared_engine.describe().state == "serving"
+    assert len(run(shared_engine.sample([[5, 6]], [0], SHORT))) == 1
 
 
-@asynccontextmanager
-async def running(registry: PolicyRegistry, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator["PolicyEngine"]:
-    for name, value in CPU_ENV.items():
-        monkeypatch.setenv(name, value)
+def test_requests_in_flight_go_on_across_a_push(engine: "PolicyEngine", versions: Versions, run: Any) -> None:
+    version = versions.publish(versions.model(seed=1))
+
+    async def scenario() -> list[Any]:
+        in_flight = asyncio.create_task(engine.sample([[5, 6]] * 64, list(range(64)), LONG))
+        await asyncio.sleep(0.4)
+        versions.registry.promote(version)
+        assert await engine.converge() == version
+        return [output.outputs[0] for output in await in_flight]
+
+    outputs = run(scenario())
+    assert all(len(output.token_ids) == 110 for output in outputs)
+    spans = [[int(span.version) for span in output.weight_versions or []] for output in outputs]
+    assert any(span == [0, version] for span in spans)
+    assert all(span in ([0], [0, version], [version]) for span in spans)
+    state = engine.describe()
+    assert state.canary_error < 1e-4
+    assert set(state.push_ms) == {"fetch", "check", "pause", "load", "resume", "prove"}
+
+
+def refused(engine: "PolicyEngine", versions: Versions, run: Any, version: int) -> str:
+    """Why the engine refuses a version; it then says nothing, to new requests and to those in flight."""
+    from serve.engine import StaleWeightsError
+
+    async def scenario() -> str:
+        in_flight = asyncio.create_task(engine.sample([[5, 6]] * 64, list(range(64)), LONG))
+        await asyncio.sleep(0.1)
+        versions.registry.promote(version)
+        with pytest.raises(StaleWeightsError) as refusal:
+            await engine.converge()
+        with pytest.raises(StaleWeightsError):
+            await engine.sample([[5, 6]], [0], SHORT)
+        with pytest.raises(StaleWeightsError):
+            await in_flight
+        return str(refusal.value)
+
+    reason = run(scenario())
+    assert (engine.describe().state, engine.describe().reason) == ("refused", reason)
+    assert reason.startswith(f"version {version} is not proven, so this replica answers nothing: ")
+    return reason
+
+
+def test_a_flipped_bit_is_caught(engine: "PolicyEngine", versions: Versions, run: Any) -> None:
+    version = versions.publish(versions.model(seed=1))
+    file = versions.file(version)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "is not the file that version" in refused(engine, versions, run, version)
+
+
+def test_a_missing_tensor_is_caught(engine: "PolicyEngine", versions: Versions, run: Any) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    version = versions.publish(
+        versions.model(seed=1), change=lambda tensors: {n: t for n, t in tensors.items() if n != name}
+    )
+    assert name in refused(engine, versions, run, version)
+
+
+def swapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def other(name: str) -> str:
+        return name.translate(str.maketrans({"0": "1", "1": "0"})) if ".layers." in name else name
+
+    return {other(name): tensor for name, tensor in tensors.items()}
+
+
+def test_swapped_layers_are_caught(engine: "PolicyEngine", versions: Versions, run: Any) -> None:
+    version = versions.publish(versions.model(seed=1), change=swapped)
+    assert "nats from the learner's" in refused(engine, versions, run, version)
+
+
+def test_an_adapter_that_was_not_merged_is_caught(
+    engine: "PolicyEngine", versions: Versions, run: Any
+) -> None:
+    version = versions.publish(versions.model(seed=0), proof=versions.model(seed=1))
+    assert "nats from the learner's" in refused(engine, versions, run, version)
+
+
+@pytest.mark.parametrize("fault", ["nothing is loaded", "stale head", "breaks off"])
+def test_a_load_that_goes_wrong_is_caught(
+    engine: "PolicyEngine", versions: Versions, run: Any, fault: str
+) -> None:
+    version = versions.publish(versions.model(seed=1))
+    run(engine.llm.collective_rpc("choose_fault", args=(fault,)))
+    reason = refused(engine, versions, run, version)
+    assert ("the sender is gone" if fault == "breaks off" else "nats from the learner's") in reason
+
+
+def test_a_load_that_goes_wrong_once_is_repeated(
+    engine: "PolicyEngine", versions: Versions, run: Any
+) -> None:
+    version = versions.publish(versions.model(seed=1))
+    run(engine.llm.collective_rpc("choose_fault", args=("breaks off once",)))
+    versions.registry.promote(version)
+    assert run(engine.converge()) == version
+
+
+def test_a_stale_cache_is_caught(
+    engine: "PolicyEngine", versions: Versions, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = versions.publish(versions.model(seed=1))
+    pause = engine.llm.pause_generation
+
+    async def keeps_cache(**options: Any) -> None:
+        await pause(**{**options, "clear_cache": False})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.llm, "pause_generation", keeps_cache)
+        assert "nats from the learner's" in refused(engine, versions, run, version)
+
+
+def test_an_engine_does_not_start_with_weights_that_it_cannot_prove(
+    versions: Versions, run: Any, starter: Path, tmp_path: Path
+) -> None:
     from serve.engine import PolicyEngine
 
-    engine = await PolicyEngine.start(registry, SamplingConfig())
-    try:
-        yield engine
-    finally:
-        engine.llm.shutdown(timeout=0)
-
-
-def test_push_keeps_requests_in_flight_and_a_false_proof_ends_the_replica(
-    registry: PolicyRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario() -> None:
-        async with running(registry, monkeypatch) as engine:
-            long = {"n": 1, "temperature": 1.0, "max_tokens": 110, "ignore_eos": True}
-            in_flight = asyncio.create_task(engine.sample([[5, 6]] * 64, list(range(64)), long))
-            await asyncio.sleep(0.4)
-            registry.promote(1)
-            assert await engine.converge() == 1
-            outputs = [output.outputs[0] for output in await in_flight]
-            assert all(len(output.token_ids) == 110 for output in outputs)
-            spans = [[int(span.version) for span in output.weight_versions or []] for output in outputs]
-            assert any(span == [0, 1] for span in spans)
-            assert all(span in ([0], [0, 1], [1]) for span in spans)
-
-            registry.promote(2)
-            with pytest.raises(RuntimeError, match="version 2 is loaded, but the log-probs are"):
-                await engine.converge()
-            assert engine.lost
-            assert not engine.llm.proven.is_set()  # Requests wait until the replica is replaced.
-            with pytest.raises(TimeoutError):
-                short = {"n": 1, "temperature": 1.0, "max_tokens": 1}
-                await asyncio.wait_for(engine.sample([[5, 6]], [0], short), timeout=1)
-
-    asyncio.run(scenario())
-
-
-def test_engine_does_not_start_with_weights_that_it_cannot_prove(
-    registry: PolicyRegistry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    registry = PolicyRegistry(Storage(str(tmp_path / "run")))
+    save_policy(load_model(starter), load_tokenizer(starter), tmp_path / "model")
     wrong = [Canary(token_ids=ids, logprobs=[-1.0] * (len(ids) - 1)) for ids in SEQUENCES]
-    registry.publish(tmp_path / "model0", PolicyManifest(version=3, canaries=wrong))
-    registry.promote(3)
+    registry.publish(tmp_path / "model", PolicyManifest(version=0, canaries=wrong))
+    registry.promote(0)
+    with pytest.raises(RuntimeError, match="version 0 is loaded"):
+        run(PolicyEngine.start(registry, SamplingConfig()))
 
-    async def scenario() -> None:
-        async with running(registry, monkeypatch):
-            pass
 
-    with pytest.raises(RuntimeError, match="version 3 is loaded"):
-        asyncio.run(scenario())
+def test_weights_spread_over_two_workers_are_pushed_and_proven(versions: Versions, run: Any) -> None:
+    from serve.engine import PolicyEngine
+
+    version = versions.publish(versions.model(seed=1))
+    engine = run(PolicyEngine.start(versions.registry, SamplingConfig(tensor_parallel_size=2)))
+    try:
+        versions.registry.promote(version)
+        assert run(engine.converge()) == version
+        assert engine.describe().canary_error < 1e-4
+    finally:
+        versions.registry.promote(0)
+        engine.llm.shutdown(timeout=0)

@@ -4,16 +4,28 @@ import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
+import torch
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+from safetensors.torch import save_file
+
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery
+from dpo_ray.cluster import Cluster
 from dpo_ray.config import IterativeDPOConfig
-from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
+from dpo_ray.desk import ScoreWithStart
 from dpo_ray.metrics import write_steps
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.run import Run
+from dpo_ray.sampler import Answer, Sampler
 from dpo_ray.storage import Storage
+from dpo_ray.terminal import Terminal
+from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Completion, Judgement, Pair, Prompt, ScoredCompletion
 
 AtPoint = Callable[[str], None]
@@ -66,27 +78,125 @@ class StorageWithPoints(Storage):
         self.at_point(f"published {path}")
 
 
-class FakeCluster:
-    """The calls of `Cluster`, each as repeatable as the real one."""
+@dataclass(frozen=True)
+class Faults:
+    """What is wrong with some candidates."""
 
-    def __init__(
-        self, config: IterativeDPOConfig, at_point: AtPoint, *, bad_candidates: Sequence[int] = ()
-    ) -> None:
+    trained_badly: Sequence[int] = ()
+    """The metrics of their training are out of bounds."""
+    writes_badly: Sequence[int] = ()
+    """Their completions are cut off."""
+    unprovable: Sequence[int] = ()
+    """The replicas refuse them."""
+    unprovable_beside_others: Sequence[int] = ()
+    """All but the last replica refuse them."""
+
+
+class StaleWeightsError(RuntimeError):
+    """What a replica raises that cannot prove what it should hold; a job knows it by its name."""
+
+
+@dataclass(frozen=True)
+class FakeResponse:
+    """Of one replica."""
+
+    result: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class FakeBroadcast:
+    """Of all replicas."""
+
+    results: Callable[[], list[Any]]
+
+
+class FakeHandle:
+    """The handle of replicas that live here; a candidate is for the last of several."""
+
+    def __init__(self, registry: PolicyRegistry, faults: Faults, replicas: int) -> None:
+        self.generate = SimpleNamespace(remote=self._generate)
+        self.pushed: list[list[int]] = []
+        """What the replicas held after each push."""
+        self._registry = registry
+        self._faults = faults
+        self._num = replicas
+        self.held = self._wanted()
+        assert not self._unproven(), "a replica that cannot prove its first version does not start"
+
+    def broadcast(self, method: str, *args: Any) -> FakeBroadcast:
+        return FakeBroadcast(
+            {"converge": self._converge, "sample_as": partial(self._sample_as, *args)}[method]
+        )
+
+    def _generate(self, prompts: list[list[int]], seeds: list[int], params: dict[str, Any]) -> FakeResponse:
+        return FakeResponse(lambda: self._answers(self.held[0], prompts, seeds, params))
+
+    def _sample_as(self, version: int, *args: Any) -> list[Any]:
+        return [self._answers(version, *args) if held == version else None for held in self.held]
+
+    def _converge(self) -> list[Any]:
+        self.held = self._wanted()
+        if unproven := self._unproven():
+            refusal = StaleWeightsError(f"{unproven} is not proven")
+            raise RayTaskError("converge", "", refusal)
+        self.pushed.append(self.held)
+        return [SimpleNamespace(version=version) for version in self.held]
+
+    def _wanted(self) -> list[int]:
+        live, candidate = self._registry.live(), self._registry.candidate()
+        assert live is not None
+        last = candidate.version if candidate is not None and self._num > 1 else live
+        return [*[live] * (self._num - 1), last]
+
+    def _unproven(self) -> list[int]:
+        bad = set(self.held) & set(self._faults.unprovable)
+        return sorted(bad | set(self.held[:-1]) & set(self._faults.unprovable_beside_others))
+
+    def _answers(
+        self, version: int, prompts: list[list[int]], seeds: list[int], params: dict[str, Any]
+    ) -> list[list[Answer]]:
+        end = "length" if version in self._faults.writes_badly else "stop"
+        return [
+            [_answer(version, f"{prompt} {seed} {place}", end) for place in range(params["n"])]
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+
+class FakeTrainers:
+    """Says what version 0 thinks of completions."""
+
+    def run(self, assignment: ScoreWithStart) -> list[float]:
+        return [-float(len(sequence.completion_ids)) for sequence in assignment.sequences]
+
+
+class FakeCluster(Cluster):
+    """The real calls, on replicas, judges and trainers that are none, each as repeatable as the real one."""
+
+    def __init__(self, config: IterativeDPOConfig, at_point: AtPoint, faults: Faults) -> None:
         self.at_point = at_point
-        self.pushed: list[int] = []
         self._config = config
-        self._bad_candidates = bad_candidates
+        self._faults = faults
         self._storage = StorageWithPoints(config.run_dir, at_point)
         self._registry = PolicyRegistry(self._storage)
+        self._terminal = Terminal()
+        self.replicas = FakeHandle(self._registry, faults, config.sampling.replicas)
+        self._sampler = Sampler(cast(DeploymentHandle, self.replicas), replicas=config.sampling.replicas)
+        self._trainers = cast(TrainerGroup, FakeTrainers())
         self._buffer = PreferenceBuffer(f"sqlite:///{self._storage.local_root}/buffer.sqlite", self._storage)
+
+    show = with_points(Cluster.show)
+    evaluate = with_points(Cluster.evaluate)
+    promote = with_points(Cluster.promote)
+    reject = with_points(Cluster.reject)
 
     @with_points
     def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:
-        return self._sample(prompts, self._config.sampling.samples_per_prompt, f"round {round_}")
+        params = self._params(self._config.sampling.samples_per_prompt)
+        return self._sampler.sample(prompts, params, seed=f"{round_}")
 
     @with_points
     def judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        return [ScoredCompletion(each, Judgement(float(sum(each.token_ids))), "sum") for each in completions]
+        return self._judge(completions)
 
     @with_points
     def put(self, pairs: Sequence[Pair]) -> PutReceipt:
@@ -105,24 +215,12 @@ class FakeCluster:
             self._train(snapshot, candidate)
         return self._registry.manifest(candidate)
 
-    @with_points
-    def promote(self, version: int) -> None:
-        self._registry.promote(version)
-        self.pushed.append(version)
-
-    @with_points
-    def evaluate(self, prompts: Sequence[Prompt]) -> None:
-        live = self._live()
-        if read_evaluation(self._storage, live) is not None:
-            return
-        completions = self._sample(prompts, 2, "held out")
-        scored = [ScoredCompletion(each, Judgement(float(each.token_ids[0])), "sum") for each in completions]
-        start_logps = [each.logp - live for each in completions]
-        write_evaluation(self._storage, live, evaluated(scored, start_logps, per_prompt=2))
-
     def close(self) -> None:
         """What the end of the process does: the buffer has no owner any more."""
         self._buffer.close()
+
+    def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        return [ScoredCompletion(each, Judgement(float(sum(each.token_ids))), "sum") for each in completions]
 
     def _train(self, snapshot: SnapshotManifest, candidate: int) -> None:
         parent = self._registry.manifest(self._live())
@@ -134,23 +232,12 @@ class FakeCluster:
             parent=parent.version,
             snapshot=SnapshotRef(round=snapshot.round, rows=snapshot.rows, sha256=snapshot.sha256),
             step=steps[-1],
-            metrics={**history[-1], "chosen_log_ratio": -99.0 if candidate in self._bad_candidates else 0.5},
+            metrics={
+                **history[-1],
+                "chosen_log_ratio": -99.0 if candidate in self._faults.trained_badly else 0.5,
+            },
         )
         publish_weights(self._registry, manifest, f"{parent.files} {snapshot.sha256}")
-
-    def _sample(self, prompts: Sequence[Prompt], num: int, seed: str) -> list[Completion]:
-        live = self._live()
-        seeds = [
-            (prompt, f"{seed} {live} {prompt.token_ids} {place}")
-            for prompt in prompts
-            for place in range(num)
-        ]
-        return [_completion(prompt, live, text) for prompt, text in seeds]
-
-    def _live(self) -> int:
-        live = self._registry.live()
-        assert live is not None
-        return live
 
 
 class RunWithPoints(Run):
@@ -160,7 +247,9 @@ class RunWithPoints(Run):
         super().__init__(config, prompts)
         self.at_point = at_point
         self.storage = self.folder.storage = StorageWithPoints(config.run_dir, at_point)
+        self.registry = self.folder.registry = PolicyRegistry(self.storage)
 
+    end_trial = with_points(Run.end_trial)
     start = with_points(Run.start)
     keep_scored = with_points(Run.keep_scored)
     finish = with_points(Run.finish)
@@ -168,14 +257,14 @@ class RunWithPoints(Run):
 
 def publish_weights(registry: PolicyRegistry, manifest: PolicyManifest, weights: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model.safetensors").write_text(weights)
+        save_file({"weights": torch.tensor(list(weights.encode()))}, Path(folder) / "model.safetensors")
         registry.publish(Path(folder), manifest)
 
 
-def _completion(prompt: Prompt, live: int, seed: str) -> Completion:
-    token_ids = tuple(hashlib.sha256(seed.encode()).digest()[: 3 + live])
+def _answer(version: int, seed: str, end: str) -> Answer:
+    token_ids = tuple(hashlib.sha256(f"{version} {seed}".encode()).digest()[: 3 + version])
     text = f"line\u2028of {token_ids}"  # A separator that ends a line of text, and none of JSON.
-    return Completion(prompt, text, token_ids, -_unit(seed), live, "stop")
+    return Answer(text, token_ids, -_unit(seed), version, end)
 
 
 def _unit(seed: str) -> float:

@@ -1,16 +1,24 @@
 """Win rate, reward and KL are what a reader computes by hand."""
 
 import math
+import random
 import statistics
 
 import pytest
 
 from dpo_ray.evaluation import (
     EvaluatedCompletion,
+    degenerate,
     evaluated,
+    flaw,
+    loops,
+    mean_interval,
     mean_metrics,
+    num_compared,
     read_evaluation,
+    reward_gains,
     summary,
+    wilson,
     win_rate,
     write_evaluation,
 )
@@ -79,6 +87,91 @@ def test_nothing_judged_is_not_a_number() -> None:
     values = summary([answer(0, None)])
     assert math.isnan(values["eval/reward_mean"])
     assert math.isnan(values["eval/reward_std"])
+
+
+def test_reward_gains_are_by_prompt() -> None:
+    ours = [answer(0, 1.0), answer(0, 2.0), answer(1, 5.0), answer(2, None), answer(3, 1.0)]
+    theirs = [answer(0, 0.5), answer(1, 4.0), answer(1, 8.0), answer(1, None), answer(2, 1.0)]
+    assert reward_gains(ours, theirs) == [1.0, -1.0]
+    assert num_compared(ours, theirs) == 2
+
+
+def test_the_interval_of_a_mean_by_hand() -> None:
+    # Deviation sqrt((9 + 1 + 1 + 9) / 3) = 2.582, standard error 1.291, times 1.96: 2.530.
+    assert mean_interval([1.0, 3.0, 5.0, 7.0]) == pytest.approx((4 - 2.530, 4 + 2.530), abs=1e-3)
+    assert mean_interval([2.0]) == (-math.inf, math.inf)
+
+
+def test_the_interval_of_a_mean_covers_it_nearly_always() -> None:
+    draws = random.Random(0)
+    samples = [[draws.gauss(1.0, 2.0) for _ in range(50)] for _ in range(1000)]
+    intervals = [mean_interval(sample) for sample in samples]
+    assert 0.93 < statistics.fmean(low <= 1.0 <= high for low, high in intervals) < 0.97
+
+
+def test_the_interval_of_a_rate_solves_its_equation() -> None:
+    """A bound is a rate from which the seen one is 1.96 of that rate's own standard errors away."""
+    for bound in wilson(0.75, 40):
+        assert abs(0.75 - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / 40))
+    assert wilson(0.0, 10).low == pytest.approx(0.0)
+    assert wilson(1.0, 10).high == pytest.approx(1.0)
+
+
+WORDS = tuple(range(100, 140))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "expected"),
+    [
+        ((), False),
+        (WORDS, False),
+        ((7,) * 15, False),
+        ((7,) * 16, True),
+        ((1, 2) * 7, False),
+        ((1, 2) * 8, True),
+        ((*WORDS, *(1, 2, 3, 4, 5) * 4, *WORDS), True),
+        ((*WORDS, *(1, 2, 3, 4, 5) * 3, 1, 2, 3, 4, *WORDS), False),
+        (WORDS * 3, False),
+        (WORDS * 4, True),
+        (tuple(range(65)) * 5, False),
+        ((1, 1, 2) * 3 + (1, 2, 1) * 3, False),
+    ],
+)
+def test_a_loop_is_the_same_tokens_four_times_in_a_row(token_ids: tuple[int, ...], expected: bool) -> None:
+    assert loops(token_ids) is expected
+
+
+def test_loops_are_those_that_a_search_by_hand_finds() -> None:
+    """A stretch is a loop where it equals its own first tokens, written again and again."""
+    draws = random.Random(0)
+    for _ in range(300):
+        text = draws.choices((1, 2), (9, 1), k=40)
+        by_hand = any(
+            text[start : start + size] == (text[start : start + period] * size)[:size]
+            for period in range(1, 11)
+            for size in [max(4 * period, 16)]
+            for start in range(len(text) - size + 1)
+        )
+        assert loops(text) is by_hand
+
+
+@pytest.mark.parametrize(
+    ("text", "token_ids", "finish_reason", "expected"),
+    [
+        ("fine", (1, 2, 3), "stop", ""),
+        (" \n", (1, 3), "stop", "empty"),
+        ("and then", (1, 2), "length", "cut off"),
+        ("no no", (1,) * 20, "length", "loop"),
+        ("no no", (1,) * 20, "stop", "loop"),
+    ],
+)
+def test_what_makes_a_completion_degenerate(
+    text: str, token_ids: tuple[int, ...], finish_reason: str, expected: str
+) -> None:
+    completion = Completion(Prompt("Q", (1,)), text, token_ids, -1.0, 0, finish_reason)
+    assert flaw(completion) == expected
+    (row,) = evaluated([ScoredCompletion(completion, Judgement(1.0), "taste")], [-1.0], per_prompt=1)
+    assert degenerate([row, row]) == ({expected: 2} if expected else {})
 
 
 def test_a_metric_is_the_mean_over_those_who_have_it() -> None:

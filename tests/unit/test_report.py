@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from dpo_ray.registry import PolicyRegistry
 from dpo_ray.report import format_number, main, read_run, render, write_report
 from dpo_ray.report_charts import Curve, line_chart
-from dpo_ray.report_facts import result
+from dpo_ray.report_facts import RunRecord, result
 from dpo_ray.storage import Storage
 
 ATTACK = "<script>alert('x')</script> <img src=\"https://evil.example/x.png\">"
@@ -173,21 +174,40 @@ def test_step_done_again_after_a_crash_counts_once(run: Path) -> None:
     assert [row["loss"] for row in read_run(Storage(str(run))).steps] == [0.7, 0.8]
 
 
-def test_refused_version_is_not_the_result(run: Path) -> None:
+REFUSED = ROUND | {"round": 1, "gate/passed": False, "gate/reason": "fell <b>far</b>"}
+"""The second round: version 1 stays live."""
+
+
+def with_refused_version(run: Path, *moves: dict[str, Any]) -> RunRecord:
     record = read_run(Storage(str(run)))
-    refused = ROUND | {
-        "round": 1,
-        "policy_version": 2,
-        "gate/passed": False,
-        "gate/reason": "fell <b>far</b>",
-    }
-    record = replace(
+    return replace(
         record,
-        rounds=(*record.rounds, refused),
+        rounds=(*record.rounds, REFUSED),
         policies=record.policies | {2: {"version": 2, "parent": 1}},
+        moves=moves,
     )
+
+
+def test_refused_version_is_not_the_result(run: Path) -> None:
+    record = with_refused_version(run)
     assert result(record).version == 1
-    assert "refused: fell &lt;b&gt;far&lt;/b&gt;" in render(record)
+    html = render(record)
+    assert '<td class="text">refused: fell &lt;b&gt;far&lt;/b&gt;</td>' in html
+    assert html.count('<td class="text">passed</td>') == 1
+
+
+def test_version_that_was_taken_back_says_by_whom_and_why(run: Path) -> None:
+    back = {"kind": "rollback", "version": 1, "previous": 2, "by": "job", "reason": "fell <b>far</b>"}
+    by_ann = {"kind": "rollback", "version": 0, "previous": 1, "by": "ann", "reason": "too short"}
+    text = words(render(with_refused_version(run, back, by_ann)))
+    assert "refused: fell <b>far</b>; rolled back to v1 by job " in text
+    assert "passed; rolled back to v0 by ann: too short" in text
+
+
+def test_moves_of_live_are_read_from_the_registry(run: Path) -> None:
+    for version in (0, 1):
+        PolicyRegistry(Storage(str(run))).promote(version)
+    assert [move["version"] for move in read_run(Storage(str(run))).moves] == [0, 1]
 
 
 def test_snapshot_that_is_not_the_declared_one_stands_out(run: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from fake_cluster import publish_weights
 
-from dpo_ray.config import EvaluationConfig, IterativeDPOConfig, JudgeConfig, SamplingConfig
+from dpo_ray.config import EvaluationConfig, GateConfig, IterativeDPOConfig, JudgeConfig, SamplingConfig
 from dpo_ray.evaluation import EvaluatedCompletion, write_evaluation
 from dpo_ray.gate import Verdict
 from dpo_ray.metrics import write_steps
@@ -70,11 +70,49 @@ def test_version_0_is_the_model_live_and_proven_by_its_canaries(run: Run, tiny_m
 def test_opening_again_changes_nothing(run: Run, config: IterativeDPOConfig) -> None:
     manifest = run.registry.manifest(0)
     publish_weights(run.registry, PolicyManifest(version=1), "trained")
-    run.registry.promote(1)
+    run.registry.promote(1, by="ann")
     again = open_run(config, Terminal())
     assert again.registry.manifest(0) == manifest
     assert again.registry.live() == 1
     assert again.held_out == run.held_out
+
+
+def test_a_candidate_whose_round_is_not_finished_is_no_longer_live(
+    run: Run, config: IterativeDPOConfig
+) -> None:
+    """Replicas start before its trial starts over, and it may be one that they cannot prove."""
+    publish_weights(run.registry, PolicyManifest(version=1, parent=0), "trained")
+    run.registry.promote(1)
+    assert open_run(config, Terminal()).registry.live() == 0
+    assert run.registry.events()[-1].reason == "the job ended before this version's round did"
+    run.registry.offer(1, share=0.5)
+    assert open_run(config, Terminal()).registry.candidate() is None
+
+
+def test_what_a_finished_round_promoted_stays_live(run: Run, config: IterativeDPOConfig) -> None:
+    publish_weights(run.registry, PolicyManifest(version=1, parent=0), "trained")
+    run.registry.promote(1)
+    for version in (0, 1):
+        evaluate(run, version, 1.0)
+    run.start()
+    run.finish(0, {}, Verdict(True))
+    assert open_run(config, Terminal()).registry.live() == 1
+
+
+def test_a_candidate_is_judged_against_its_parent_and_the_start(run: Run) -> None:
+    """Version 1 is better than the start, version 2 worse than version 1, and no worse than the start."""
+    config = changed(run.config, run_dir=f"{run.config.run_dir}_2", gate=GateConfig(min_reward_gain=0.0))
+    run = Run(config, run.prompts(0))
+    for version, rewards in enumerate([(1.0, 1.0), (3.0, 3.0), (2.0, 1.9)]):
+        publish_weights(run.registry, PolicyManifest(version=version, parent=max(0, version - 1)), "trained")
+        rows = [
+            EvaluatedCompletion(index, "the film", "is good", reward, version, 2, -1.0, -1.0)
+            for index, reward in enumerate(rewards)
+        ]
+        write_evaluation(run.storage, version, rows)
+    assert run.verdict(1) == Verdict(True)
+    assert not run.verdict(2).passed
+    assert "reward changed by -1.050 against the version before" in run.verdict(2).reason
 
 
 def test_rounds_and_evaluation_share_no_prompt(run: Run) -> None:
@@ -89,7 +127,7 @@ def test_rounds_and_evaluation_share_no_prompt(run: Run) -> None:
 
 def test_canary_sequences_say_something_of_the_weights(run: Run) -> None:
     sequences = run.canary_sequences()
-    assert all(8 <= len(ids) <= 64 for ids in sequences)
+    assert all(40 <= len(ids) <= 64 for ids in sequences)
     assert sequences == run.canary_sequences()
 
 
