@@ -66,7 +66,7 @@ class Forwarding:
             return own
         if fresh and asked is None and policy.candidate is None and own.state == "serving":
             return own  # It will hold what has just gone live; until then, it says what it holds.
-        states = [state for state in await self._replicas.states() if state.replica not in failed]
+        states = [state for state in await self._replicas.states(fresh=fresh) if state.replica not in failed]
         return holder_of(wanted, own, states)
 
     async def _refusal(self, asked: int | None) -> Refusal:

@@ -35,9 +35,9 @@ class Replicas:
         self._states: list[ReplicaState] = []
         self._asked_at = float("-inf")
 
-    async def states(self) -> list[ReplicaState]:
-        """What they said at most a second ago."""
-        if time.monotonic() - self._asked_at > self._FRESH_S:
+    async def states(self, *, fresh: bool = False) -> list[ReplicaState]:
+        """What they say, or said at most a second ago."""
+        if fresh or time.monotonic() - self._asked_at > self._FRESH_S:
             await self._ask("describe")
         return self._states
 

@@ -130,7 +130,7 @@ class FakeReplicas:
         self.num_asked = 0
         self.num_converged = 0
 
-    async def states(self) -> list[ReplicaState]:
+    async def states(self, *, fresh: bool = False) -> list[ReplicaState]:
         self.num_asked += 1
         return self.now
 
