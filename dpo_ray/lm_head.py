@@ -26,12 +26,9 @@ class CompletionSums(NamedTuple):
     """The exact KL at every token, to or from a reference."""
 
     def part(self, completions: slice) -> "CompletionSums":
-        return self._each(lambda values: values[completions])
+        return self.map(lambda values: values[completions])
 
-    def detached(self) -> "CompletionSums":
-        return self._each(Tensor.detach)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "CompletionSums":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "CompletionSums":
         square, kl = (None if values is None else change(values) for values in (self.square, self.kl))
         return CompletionSums(change(self.logp), square, kl)
 

@@ -171,7 +171,7 @@ def _loss_of(
     objective: Objective | None, groups: Sequence[PromptGroup], sums: CompletionSums
 ) -> tuple[Tensor | None, CompletionSums]:
     loss = None if objective is None else objective(range(len(groups)), sums)
-    return loss, sums.detached()
+    return loss, sums.map(Tensor.detach)
 
 
 def _token_weights(groups: Sequence[PromptGroup], ld_alpha: float, device: torch.device) -> Tensor | None:

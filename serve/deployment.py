@@ -65,7 +65,7 @@ class PolicyServer:
         self._secret = secret
         self._engine = await PolicyEngine.start(self._registry, sampling, takes_candidate=_is_last_replica)
         self._engine.replica = serve.get_replica_context().replica_tag
-        self._listener: uvicorn.Server | None = None
+        self._has_peers = (sampling.max_replicas or sampling.replicas) > 1
         self._watch = asyncio.create_task(self._end_with_engine())
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -74,7 +74,8 @@ class PolicyServer:
         context = serve.get_replica_context()
         replicas = Replicas(serve.get_deployment_handle(context.deployment, context.app_name))
         app = await build_http_app(self._engine, self._storage, replicas, self._serving, self._secret)
-        self._engine.address = await self._listen(app)
+        if self._has_peers:
+            self._engine.address = await self._listen(app)
         return app
 
     async def generate(
@@ -113,11 +114,11 @@ class PolicyServer:
         config = uvicorn.Config(
             app, host=ray.util.get_node_ip_address(), port=0, log_level="warning", lifespan="off"
         )
-        self._listener = uvicorn.Server(config)
-        self._listening = asyncio.create_task(self._listener.serve())
-        while not self._listener.started:
+        listener = uvicorn.Server(config)
+        self._listening = asyncio.create_task(listener.serve())
+        while not listener.started:
             await asyncio.sleep(0.01)
-        host, port = self._listener.servers[0].sockets[0].getsockname()[:2]
+        host, port = listener.servers[0].sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
 
     async def _end_with_engine(self) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 
@@ -48,13 +49,23 @@ def check_exposure(run_dir: str, settings: ServingConfig) -> None:
         )
 
 
-def guarded(app: ASGIApp, settings: ServingConfig, tokens: Tokens, *, context_length: int) -> ASGIApp:
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the served model can do."""
+
+    context_length: int
+    """Tokens of prompt and completion."""
+    writes_json: bool
+    """Whether its vocabulary can spell JSON."""
+
+
+def guarded(app: ASGIApp, settings: ServingConfig, tokens: Tokens, abilities: Abilities) -> ASGIApp:
     """`app`, reached only by requests that the routes, the tokens and the limits allow."""
-    return _Guard(app, settings, tokens, context_length)
+    return _Guard(app, settings, tokens, abilities)
 
 
 class _Guard:
-    def __init__(self, app: ASGIApp, settings: ServingConfig, tokens: Tokens, context_length: int) -> None:
+    def __init__(self, app: ASGIApp, settings: ServingConfig, tokens: Tokens, abilities: Abilities) -> None:
         self._app = app
         self._settings = settings
         self._door = Door(settings, tokens)
@@ -62,7 +73,8 @@ class _Guard:
             running=settings.max_concurrent_requests, queued=settings.max_queued_requests
         )
         self._bounds = Bounds(
-            context_length=context_length,
+            context_length=abilities.context_length,
+            writes_json=abilities.writes_json,
             max_n=settings.max_n,
             max_completions=settings.max_completions_per_request,
             max_messages=settings.max_messages,

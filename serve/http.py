@@ -18,7 +18,7 @@ from dpo_ray.storage import Storage
 from serve.authors import ReportingEngine
 from serve.engine import PolicyEngine, StaleWeightsError
 from serve.forwarding import Forwarding, PeerDoor
-from serve.guard import guarded
+from serve.guard import Abilities, guarded
 from serve.metrics import CANARY_TOLERANCE, AllMetrics, CountedRequests, OwnMetrics
 from serve.models import SERVED_NAME
 from serve.peers import Peers
@@ -44,10 +44,15 @@ async def build_http_app(
         AllMetrics(placed, engine.describe, view, replicas, peers),
         serving,
         Tokens(storage),
-        context_length=engine.llm.model_config.max_model_len,
+        Abilities(engine.llm.model_config.max_model_len, writes_json=_writes_json(engine)),
     )
     own = OwnMetrics(answers, engine.describe, view)
     return PeerDoor(CountedRequests(public), own, engine.describe, secret)
+
+
+def _writes_json(engine: PolicyEngine) -> bool:
+    tokenizer, json = engine.llm.get_tokenizer(), '{"a": [1.5, "b"], "c": {}}'
+    return tokenizer.decode(tokenizer.encode(json, add_special_tokens=False)) == json
 
 
 async def _vllm_app(engine: PolicyEngine) -> FastAPI:

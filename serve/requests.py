@@ -50,6 +50,8 @@ class Bounds:
     max_completions: int
     max_messages: int
     max_new_tokens: int | None
+    writes_json: bool
+    """Whether the policy's vocabulary can spell it."""
 
     def check_text(self, chars: int, param: str) -> None:
         longest = _CHARS_PER_TOKEN * self.context_length
@@ -80,8 +82,27 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool = False
 
 
+class JsonSchema(_Strict):
+    """What an answer must fit in; vLLM checks the schema itself."""
+
+    name: ShortText
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(_Strict):
-    type: Literal["text"]  # Where the vocabulary cannot spell JSON, the engine fails to: 500.
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def check(self, bounds: Bounds) -> None:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise Refusal("response_format: give a json_schema with that type, and with no other")
+        if self.type != "text" and not bounds.writes_json:  # The engine would fail: 500.
+            raise Refusal(
+                "response_format: the policy's vocabulary cannot spell JSON, ask for text",
+                param="response_format",
+            )
 
 
 class TextPart(_Strict):
@@ -143,7 +164,9 @@ class _Generation(_Request):
     return_tokens_as_token_ids: bool = False
     user: Annotated[str, Field(max_length=256)] | None = None
 
-    def _bound_tokens(self, bounds: Bounds, asked: int | None, field: str) -> Self:
+    def _bounded(self, bounds: Bounds, asked: int | None, field: str) -> Self:
+        if self.response_format is not None:
+            self.response_format.check(bounds)
         bounds.check_count(self.n, bounds.max_n, "n", "completions")
         most = bounds.max_new_tokens or bounds.context_length
         bounds.check_count(asked or 0, most, field, "new tokens")
@@ -164,8 +187,8 @@ class ChatRequest(_Generation):
     def bounded(self, bounds: Bounds) -> Self:
         _check_messages(self.messages, bounds)
         if self.max_completion_tokens is None:
-            return self._bound_tokens(bounds, self.max_tokens, "max_tokens")
-        return self._bound_tokens(bounds, self.max_completion_tokens, "max_completion_tokens")
+            return self._bounded(bounds, self.max_tokens, "max_tokens")
+        return self._bounded(bounds, self.max_completion_tokens, "max_completion_tokens")
 
 
 class CompletionRequest(_Generation):
@@ -186,7 +209,7 @@ class CompletionRequest(_Generation):
                 bounds.check_text(len(prompt), "prompt")
             else:
                 bounds.check_count(len(prompt), bounds.context_length, "prompt", "tokens")
-        return self._bound_tokens(bounds, self.max_tokens, "max_tokens")
+        return self._bounded(bounds, self.max_tokens, "max_tokens")
 
     def prompts(self) -> list[str] | list[list[int]]:
         if isinstance(self.prompt, str):
@@ -244,7 +267,7 @@ def reviewed(path: str, body: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
         request = request_type.model_validate(body)
     except ValidationError as error:
         raise _refusal(request_type, error) from None
-    return request.bounded(bounds).model_dump(exclude_unset=True, exclude_none=True)
+    return request.bounded(bounds).model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
 
 
 def _check_messages(messages: list[Message], bounds: Bounds) -> None:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message
 
 from dpo_ray.config import ServingConfig
 from dpo_ray.storage import Storage
-from serve.guard import check_environment, check_exposure, guarded
+from serve.guard import Abilities, check_environment, check_exposure, guarded
 from serve.tokens import Tokens
 
 CONTEXT = 64
@@ -69,7 +69,7 @@ def guard(tokens: Tokens) -> Callable[..., ASGIApp]:
         posts = [Route(path, answer, methods=["POST"]) for path in PATHS + POLICY]
         gets = [Route(path, echo) for path in ("/", "/health", "/v1/models", "/docs")]
         app = Starlette(routes=[*posts, *gets])
-        return guarded(app, ServingConfig(**settings), tokens, context_length=CONTEXT)
+        return guarded(app, ServingConfig(**settings), tokens, Abilities(CONTEXT, writes_json=True))
 
     return build
 

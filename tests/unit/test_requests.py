@@ -1,5 +1,6 @@
 """What may stand in a request to the policy, field by field."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from serve.refusal import Refusal
 from serve.requests import REQUESTS, Bounds, reviewed
 
-BOUNDS = Bounds(context_length=8, max_n=4, max_completions=6, max_messages=2, max_new_tokens=None)
+BOUNDS = Bounds(
+    context_length=8, max_n=4, max_completions=6, max_messages=2, max_new_tokens=None, writes_json=True
+)
 CHAT, COMPLETION, TOKENIZE, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"
 HELLO = {"role": "user", "content": "hello"}
 
@@ -56,6 +59,17 @@ PASSES = [
     (COMPLETION, {"prompt": "a", "stop": ["x"], "logit_bias": {"5": -100}, "stream": True, "seed": -1}),
     (COMPLETION, {"prompt": [1] * 8, "max_tokens": 0, "echo": True, "logprobs": 20}),
     (COMPLETION, {"prompt": [[1], [2]], "n": 3, "response_format": {"type": "text"}}),
+    (COMPLETION, {"prompt": "a", "response_format": {"type": "json_object"}}),
+    (
+        CHAT,
+        {
+            "messages": [HELLO],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True},
+            },
+        },
+    ),
     (CHAT, {"messages": [HELLO], "max_completion_tokens": 8, "logprobs": True, "top_logprobs": 0}),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, HELLO]}),
     (TOKENIZE, {"prompt": ""}),
@@ -110,7 +124,18 @@ def test_null_is_as_good_as_left_out() -> None:
             {"logit_bias": {str(i): 1 for i in range(301)}},
             "logit_bias: Dictionary should have at most 300 items",
         ),
-        ({"response_format": {"type": "json_object"}}, "response_format.type: Input should be 'text'"),
+        (
+            {"response_format": {"type": "grammar"}},
+            "response_format.type: Input should be 'text', 'json_object' or 'json_schema'",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format: give a json_schema with that type, and with no other",
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "a", "schema": {}}}},
+            "response_format: give a json_schema with that type, and with no other",
+        ),
         ({"stream_options": {"x": 1}}, "stream_options.x: Extra inputs are not permitted"),
         ({"user": "x" * 257}, "user: String should have at most 256 characters"),
         ({"best_of": 3}, "best_of is not taken here: ask for n completions and choose"),
@@ -159,7 +184,9 @@ def test_tokenizing_takes_a_prompt_or_a_chat_within_the_same_bounds() -> None:
 
 
 def test_a_bound_on_new_tokens_holds_where_none_is_named() -> None:
-    bounds = Bounds(context_length=8, max_n=4, max_completions=6, max_messages=2, max_new_tokens=3)
+    bounds = Bounds(
+        context_length=8, max_n=4, max_completions=6, max_messages=2, max_new_tokens=3, writes_json=True
+    )
     assert reviewed(COMPLETION, {"prompt": "a"}, bounds) == {"prompt": "a", "max_tokens": 3}
     assert reviewed(CHAT, {"messages": [HELLO]}, bounds)["max_tokens"] == 3
     assert (
@@ -168,3 +195,12 @@ def test_a_bound_on_new_tokens_holds_where_none_is_named() -> None:
     )
     for field in ("max_tokens", "max_completion_tokens"):
         assert refused(CHAT, {"messages": [HELLO], field: 4}, bounds).startswith(f"{field}: 4 new tokens")
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_json_is_refused_where_the_vocabulary_cannot_spell_it(kind: str) -> None:
+    wordy = replace(BOUNDS, writes_json=False)
+    schema = {"json_schema": {"name": "a", "schema": {}}} if kind == "json_schema" else {}
+    body = {"prompt": "a", "response_format": {"type": kind, **schema}}
+    assert "vocabulary cannot spell JSON" in refused(COMPLETION, body, wordy)
+    assert reviewed(COMPLETION, {"prompt": "a", "response_format": {"type": "text"}}, wordy)

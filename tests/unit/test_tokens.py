@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from dpo_ray.config import ServingConfig
 from dpo_ray.storage import Storage
-from serve.guard import guarded
+from serve.guard import Abilities, guarded
 from serve.tokens import Tokens, main
 
 USER, LABELER, ADMIN = "/v1/completions", "/v1/preferences", "/v1/policy/rollback"
@@ -34,7 +34,7 @@ async def who(request: Request) -> Response:
 def served(tokens: Tokens, **settings: object) -> ASGIApp:
     routes = [Route(path, who, methods=["POST"]) for path in (USER, LABELER, ADMIN)]
     app = Starlette(routes=[*routes, Route("/", who), Route("/metrics", who), Route("/v1/models", who)])
-    return guarded(app, ServingConfig.model_validate(settings), tokens, context_length=64)
+    return guarded(app, ServingConfig.model_validate(settings), tokens, Abilities(64, writes_json=True))
 
 
 def ask(app: ASGIApp, path: str, token: str | None = None, **way: str) -> httpx.Response:
