@@ -110,6 +110,27 @@ def base(port: int) -> str:
     return f"http://127.0.0.1:{port}/v1"
 
 
+def test_submitting_to_a_head_with_a_token_as_the_readme_says(tmp_path: Path, starter: Path) -> None:
+    cache = os.environ.get("DPO_RAY_CACHE", str(Path.home() / ".cache" / "dpo_ray"))
+    environment = {**LOCAL, "HOME": str(tmp_path), "DPO_RAY_CACHE": cache}
+    token, start, submit = readme_commands("On a cluster")
+    smaller = f"{submit} --rounds 1 --model {starter} --serving.port {free_port()} {' '.join(SMALL)}"
+    try:
+        for command in (token, start, smaller):
+            run(command, environment)
+    finally:
+        stop_all_with_home(tmp_path)
+    check_run_folder(tmp_path / "dpo_ray" / "first", rounds=1)
+
+
+def stop_all_with_home(home: Path) -> None:
+    """End the processes of a head that was started with its own home, and of no other."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("HOME") == str(home):
+                process.kill()
+
+
 def test_own_model_prompts_judge_and_pairs_as_the_readme_says(
     demo: tuple[Path, str], head: Head, tmp_path: Path
 ) -> None:
@@ -149,27 +170,6 @@ def check_sweep(run_dir: Path) -> None:
     assert weak["kl/start"] > strong["kl/start"] > -0.1
     assert min(weak["eval/rewards/accuracies"], strong["eval/rewards/accuracies"]) > 0.5
     assert "<svg" in (run_dir / "beta_sweep.svg").read_text()
-
-
-def test_submitting_to_a_head_with_a_token_as_the_readme_says(tmp_path: Path, starter: Path) -> None:
-    cache = os.environ.get("DPO_RAY_CACHE", str(Path.home() / ".cache" / "dpo_ray"))
-    environment = {**LOCAL, "HOME": str(tmp_path), "DPO_RAY_CACHE": cache}
-    token, start, submit = readme_commands("On a cluster")
-    smaller = f"{submit} --rounds 1 --model {starter} --serving.port {free_port()} {' '.join(SMALL)}"
-    try:
-        for command in (token, start, smaller):
-            run(command, environment)
-    finally:
-        stop_all_with_home(tmp_path)
-    check_run_folder(tmp_path / "dpo_ray" / "first", rounds=1)
-
-
-def stop_all_with_home(home: Path) -> None:
-    """End the processes of a head that was started with its own home, and of no other."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("HOME") == str(home):
-                process.kill()
 
 
 def test_readme_has_no_command_that_is_not_tried() -> None:
