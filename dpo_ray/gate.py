@@ -54,7 +54,7 @@ def judge_samples(
         *_lost(candidate, previous, config),
         *_gained_too_little(candidate, previous, config),
         *_grew(candidate, start, config),
-        *_degenerated(candidate, config),
+        *_degenerated(candidate, start, config),
     ]
     return Verdict(not reasons, "; ".join(reasons))
 
@@ -102,9 +102,12 @@ def _grew(candidate: Evaluation, start: Evaluation, config: GateConfig) -> Itera
         yield f"completions are {ratio:.2f} times as long as the start's, above {config.max_length_ratio:g}"
 
 
-def _degenerated(candidate: Evaluation, config: GateConfig) -> Iterator[str]:
+def _degenerated(candidate: Evaluation, start: Evaluation, config: GateConfig) -> Iterator[str]:
     flaws = degenerate(candidate)
-    share = flaws.total() / len(candidate)
-    if config.max_degenerate is not None and share > config.max_degenerate:
+    share, at_start = flaws.total() / len(candidate), degenerate(start).total() / len(start)
+    if config.max_degenerate_rise is not None and share - at_start > config.max_degenerate_rise:
         counts = ", ".join(f"{count} {flaw}" for flaw, count in sorted(flaws.items()))
-        yield f"{share:.0%} of completions are degenerate ({counts}), above {config.max_degenerate:.0%}"
+        yield (
+            f"{share:.0%} of completions are degenerate ({counts}), {share - at_start:.0%} more than the "
+            f"start's, above {config.max_degenerate_rise:.0%}"
+        )

@@ -101,8 +101,8 @@ class GateConfig(Section):
     """Least mean reward above that of the version live before, negative to allow a loss; unset: no bound."""
     max_length_ratio: float | None = Field(default=None, gt=0)
     """Largest mean length, as a multiple of the starting policy's; unset: no bound."""
-    max_degenerate: float | None = Field(default=None, ge=0, lt=1)
-    """Largest share of completions that are empty, cut off, or repeat themselves; unset: no bound."""
+    max_degenerate_rise: float | None = Field(default=None, ge=0, lt=1)
+    """Most that the share of completions that are empty, cut off or loops may be above the start's."""
     on_failure: Literal["continue", "stop"] = "continue"
     """After a refusal: continue with the next round from the version live before, or stop the job."""
     canary_share: float = Field(default=0.0, ge=0, le=1)

@@ -28,9 +28,8 @@ SMALL = (
     "--evaluation.prompts=16",
     "--evaluation.samples_per_prompt=1",
     "--buffer.pairs_per_round=64",
-    "--gate.max_degenerate=0.99",
 )
-"""Settings that make a round short; the barely trained starter seldom ends a review."""
+"""Settings that make a round short."""
 
 
 def free_port() -> int:

@@ -131,15 +131,25 @@ def test_completions_may_grow_as_far_as_the_bound(length: int, passed: bool) -> 
 
 def test_degenerate_completions_are_counted_by_kind() -> None:
     flawed = evaluation([1.0] * 40, flaws=["loop", "loop", "empty", "cut off"])
-    assert verdict(flawed, max_degenerate=0.1).passed
-    refused = verdict(flawed, max_degenerate=0.09)
-    assert refused.reason == "10% of completions are degenerate (1 cut off, 1 empty, 2 loop), above 9%"
+    assert verdict(flawed, max_degenerate_rise=0.1).passed
+    refused = verdict(flawed, max_degenerate_rise=0.09)
+    assert refused.reason == (
+        "10% of completions are degenerate (1 cut off, 1 empty, 2 loop), 10% more than the start's, above 9%"
+    )
+
+
+def test_a_start_that_is_degenerate_may_stay_so() -> None:
+    start, worse = (evaluation([1.0] * 40, flaws=["cut off"] * num) for num in (20, 30))
+    config = GateConfig(max_degenerate_rise=0.2)
+    assert judge_samples(start, previous=start, start=start, config=config).passed
+    refused = judge_samples(worse, previous=start, start=start, config=config)
+    assert "75% of completions are degenerate (30 cut off), 25% more than the start's" in refused.reason
 
 
 def test_all_broken_bounds_are_named() -> None:
     bad = evaluation([-5.0] * 40, length=99, kl=50.0, flaws=LOOPS)
     bounds = {"max_kl": 8, "min_win_rate": 0.5, "min_reward_gain": 0, "max_length_ratio": 2}
-    assert len(verdict(bad, **bounds, max_degenerate=0).reason.split("; ")) == 5
+    assert len(verdict(bad, **bounds, max_degenerate_rise=0).reason.split("; ")) == 5
 
 
 def test_length_is_against_the_start_and_reward_against_the_version_before() -> None:

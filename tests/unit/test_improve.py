@@ -34,7 +34,7 @@ def make_config(
         buffer=BufferConfig(pairs_per_round=6),
         evaluation=EvaluationConfig(prompts=3),
         gate=GateConfig.model_validate(
-            {"max_chosen_drop": 5.0, "max_degenerate": 0.5, "on_failure": on_failure}
+            {"max_chosen_drop": 5.0, "max_degenerate_rise": 0.5, "on_failure": on_failure}
         ),
     )
 
@@ -215,7 +215,7 @@ def test_a_candidate_that_writes_badly_is_taken_back(tmp_path: Path, replicas: i
     tried = [2] if replicas == 1 else [1, 2]
     assert cluster.replicas.pushed.count(tried) == 1
     assert cluster.replicas.pushed[cluster.replicas.pushed.index(tried) + 1] == [1] * replicas
-    refusal = "100% of completions are degenerate (6 cut off), above 50%"
+    refusal = "100% of completions are degenerate (6 cut off), 100% more than the start's, above 50%"
     assert gates(tmp_path) == [(True, "", 1), (False, refusal, 1), (True, "", 3)]
     first, second = (row for row in rows(tmp_path) if row["kind"] == "round" and row["policy_version"] == 1)
     assert not {name for name in first if name.startswith("eval/") and first[name] != second[name]}
