@@ -54,6 +54,7 @@ def evaluation(
 
 
 LOOPS: list[Flaw] = ["loop"] * 40
+CUT_OFF: list[Flaw] = ["cut off"] * 40
 EVEN = evaluation([0.0, 1.0] * 20)
 
 
@@ -139,7 +140,8 @@ def test_degenerate_completions_are_counted_by_kind() -> None:
 
 
 def test_a_start_that_is_degenerate_may_stay_so() -> None:
-    start, worse = (evaluation([1.0] * 40, flaws=["cut off"] * num) for num in (20, 30))
+    start = evaluation([1.0] * 40, flaws=CUT_OFF[:20])
+    worse = evaluation([1.0] * 40, flaws=CUT_OFF[:30])
     config = GateConfig(max_degenerate_rise=0.2)
     assert judge_samples(start, previous=start, start=start, config=config).passed
     refused = judge_samples(worse, previous=start, start=start, config=config)
