@@ -1,5 +1,6 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
+from dpo_ray.config.buffer import BufferConfig
 from dpo_ray.config.jobs import (
     BetaSweepConfig,
     IterativeDPOConfig,
@@ -9,15 +10,14 @@ from dpo_ray.config.jobs import (
     ServeConfig,
     SFTConfig,
 )
+from dpo_ray.config.judge import JudgeConfig
 from dpo_ray.config.loss import LossConfig, LossTerm
+from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.section import Section
 from dpo_ray.config.sections import (
-    BufferConfig,
     ClusterConfig,
     EvaluationConfig,
     GateConfig,
-    JudgeConfig,
-    PairingConfig,
     SamplingConfig,
     ServingConfig,
 )

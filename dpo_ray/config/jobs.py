@@ -5,14 +5,14 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dpo_ray.config.buffer import BufferConfig
+from dpo_ray.config.judge import JudgeConfig
 from dpo_ray.config.loss import LossConfig
+from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.sections import (
-    BufferConfig,
     ClusterConfig,
     EvaluationConfig,
     GateConfig,
-    JudgeConfig,
-    PairingConfig,
     SamplingConfig,
     ServingConfig,
 )

@@ -44,37 +44,6 @@ class SamplingConfig(Section):
     """Key-value cache of a CPU engine, in MiB."""
 
 
-class JudgeConfig(Section):
-    """Who says which completion is better."""
-
-    function: str = "dpo_ray.film_reviews:judge_reviews"
-    """Import path `module:function` of a judge: a list of completions in, a list of judgements out."""
-    actors: int = Field(default=1, ge=1)
-    """Judge actors; completions are divided among them."""
-    cpus_per_actor: float = Field(default=1, ge=0)
-    """CPUs that each judge actor reserves in Ray."""
-
-
-class PairingConfig(Section):
-    """How scored completions become pairs."""
-
-    rule: Literal["best_vs_worst", "all_pairs"] = "best_vs_worst"
-    """Which completions of one prompt are paired."""
-    min_margin: float = Field(default=0.0, ge=0.0)
-    """Pairs whose rewards differ by this much or less are dropped as ties."""
-
-
-class BufferConfig(Section):
-    """Where pairs are kept, and which of them a round trains on."""
-
-    url: str | None = None
-    """SQLAlchemy URL of the store; unset: buffer.sqlite in the run's folder."""
-    pairs_per_round: int = Field(default=256, ge=1)
-    """Most pairs in one round's snapshot; more are drawn at random."""
-    max_age: int | None = Field(default=None, ge=0)
-    """Oldest pairs a round may train on, in policy versions; unset: all."""
-
-
 class EvaluationConfig(Section):
     """What is measured after each round, on prompts that no round trains on."""
 

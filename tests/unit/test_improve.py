@@ -114,7 +114,8 @@ def left_behind(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs have the same snapshots to the byte, `created_at` included."""
-    monkeypatch.setattr("dpo_ray.buffer._now", lambda: "2025-01-01T00:00:00.000+00:00")
+    for module in ("store", "snapshots"):
+        monkeypatch.setattr(f"dpo_ray.buffer.{module}.now", lambda: "2025-01-01T00:00:00.000+00:00")
 
 
 @pytest.fixture(autouse=True)
