@@ -2,11 +2,13 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray._private.services import find_bootstrap_address
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
@@ -190,7 +192,25 @@ def connect() -> None:
     # Ray Train looks at its workers this often, and each round would wait for the next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
+    ray.init(_address(), log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
+
+
+def _address() -> str | None:
+    """`local` where the cluster that Ray would look for ended with its machine: Ray waits for it in vain."""
+    noted = find_bootstrap_address(None)
+    if os.environ.get("RAY_ADDRESS") or noted is None or listens(noted):
+        return None
+    return "local"
+
+
+def listens(address: str) -> bool:
+    """Whether anybody does at a `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
