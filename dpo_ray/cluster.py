@@ -15,13 +15,14 @@ from ray.serve.handle import DeploymentHandle
 
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
 from dpo_ray.config import IterativeDPOConfig, TrainingConfig
-from dpo_ray.desk import ScoreWithStart, TrainRound
+from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.learner import TrainingError
-from dpo_ray.registry import PolicyManifest, PolicyRegistry
+from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
 from dpo_ray.sampler import RefusedError, Sampler
 from dpo_ray.storage import Storage
+from dpo_ray.stream import Stream, meeting_place
 from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
@@ -104,12 +105,14 @@ class Cluster:
         if self._config.sampling.replicas == 1:
             self.promote(version)
         else:
+            self._send(version)
             self._registry.offer(version, share=self._config.gate.canary_share)
             with self._terminal.phase("push"):
                 self._sampler.converge()
 
     def promote(self, version: int) -> None:
         """Make a version live: every replica has proven it on return. RefusedError: one does not take it."""
+        self._send(version)
         self._registry.promote(version)
         self._push()
 
@@ -148,6 +151,27 @@ class Cluster:
         parts = [completions[start : start + share] for start in range(0, len(completions), share)]
         pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
         return [scored for part in pending for scored in _result(part)]
+
+    def _send(self, version: int) -> None:
+        """Bring a version to the nodes of all replicas; where that fails, they read it from storage."""
+        sampling = self._config.sampling
+        if sampling.transport == "storage":
+            return
+        with self._terminal.phase("push"):
+            on_gpus = min(sampling.gpus_per_replica, self._config.training.gpus_per_worker) >= 1
+            store = meeting_place(host := ray.util.get_node_ip_address())
+            stream = Stream(
+                version=version,
+                part=ADAPTER if sampling.lora_rank else "",
+                host=host,
+                port=store.port,
+                receivers=tuple(self._sampler.receivers()),
+                device="cuda" if on_gpus else "cpu",
+            )
+            arriving = self._sampler.receive(stream)
+            complaints = {self._trainers.run(SendVersion(stream)), *arriving.results(return_exceptions=True)}
+        for complaint in filter(None, complaints):
+            self._terminal.say(f"version {version} was not sent to all replicas: {complaint}")
 
     def _push(self) -> None:
         with self._terminal.phase("push"):

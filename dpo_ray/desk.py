@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_ray.stream import Stream
 from dpo_ray.types import Pair, Prompt, TokenSequence
 
 _POLL_S = 10.0
@@ -52,11 +53,18 @@ class SamplePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SendVersion:
+    """A published version's files, to the replicas that wait for them; the value says what went wrong."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over; workers return."""
 
 
-Work = TrainRound | ScoreWithStart | EvaluatePairs | SamplePolicy
+Work = TrainRound | ScoreWithStart | EvaluatePairs | SamplePolicy | SendVersion
 Assignment = Work | Finished
 
 

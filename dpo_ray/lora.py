@@ -19,8 +19,6 @@ from dpo_ray.config import LoraConfig
 from dpo_ray.lm_head import CompletionSums, Head
 from dpo_ray.logprobs import CompletionScorer
 
-ADAPTER = "adapter"
-"""Folder of a policy version, beside the merged weights."""
 _NAME = "default"
 _WEIGHTS = "adapter_model.safetensors"
 

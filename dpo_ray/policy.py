@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from dpo_ray.config import TrainingConfig
 from dpo_ray.logprobs import CompletionScorer
-from dpo_ray.lora import ADAPTER, AdapterOff, add_adapter, merged, save_adapter, without_adapter
+from dpo_ray.lora import AdapterOff, add_adapter, merged, save_adapter, without_adapter
 from dpo_ray.models import checkpoint_activations, load_tokenizer, make_scorer, save_policy
 from dpo_ray.parallel import Peers, gathered, shard, weights_of
+from dpo_ray.registry import ADAPTER
 
 _CALLED_FROM_OUTSIDE = ("hidden_states", "padded_log_probs", "token_logps")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dpo_ray import node_files
 from dpo_ray.storage import Storage, files_below, sha256_file
 from dpo_ray.tensors import TensorSpec, read_tensors
 
+ADAPTER = "adapter"
+"""Folder of a version that was trained as an adapter, beside the merged weights."""
 _MANIFEST = "manifest.json"
 _LIVE = "policies/LIVE"
 _CANDIDATE = "policies/CANDIDATE"
@@ -208,15 +212,38 @@ class PolicyRegistry:
                 lineage.append(event.version)
         return lineage[:-1]
 
-    def fetch(self, version: int) -> Path:
-        """A local folder with exactly the published files; a changed or missing file is an error."""
-        manifest = self.manifest(version)
-        content = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
-        folder = self._storage.local_copy(_folder(version), content=content)
-        for name, expected in manifest.files.items():
+    def fetch(self, version: int, *, part: str = "") -> Path:
+        """A local folder with exactly the published files, or those of its subfolder `part`.
+
+        ValueError: one is changed or missing, or there is no such part.
+        """
+        names = self.files(version, part=part)
+        path, content = f"{_folder(version)}/{part}".rstrip("/"), self._content(version, part)
+        folder = node_files.kept(self._storage.root, content) or self._storage.local_copy(
+            path, content=content
+        )
+        for name, expected in names.items():
             if not (folder / name).exists() or sha256_file(folder / name) != expected:
+                node_files.forget(self._storage.root, content)  # The next time from storage.
                 raise ValueError(f"{folder / name} is not the file that version {version} was published with")
         return folder
+
+    def files(self, version: int, *, part: str = "") -> dict[str, str]:
+        """sha256 by name of a version's files, or of those in its subfolder `part`; names are below it."""
+        prefix = f"{part}/" if part else ""
+        every = self.manifest(version).files
+        files = {name.removeprefix(prefix): sha for name, sha in every.items() if name.startswith(prefix)}
+        if not files:
+            raise ValueError(f"version {version} has no {part}: it was trained without one")
+        return files
+
+    def bring(self, version: int, fill: Callable[[Path], None], *, part: str = "") -> None:
+        """Let `fill` put a version's files into a folder of this node, which `fetch` then gives."""
+        node_files.bring(self._storage.root, self._content(version, part), fill)
+
+    def _content(self, version: int, part: str) -> str:
+        """A name for what the files hold."""
+        return hashlib.sha256(f"{part} {self.manifest(version).model_dump_json()}".encode()).hexdigest()
 
 
 def _folder(version: int) -> str:

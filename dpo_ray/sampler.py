@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from dpo_ray.stream import Stream
 from dpo_ray.types import Completion, Prompt
 
 _CHUNKS_PER_REPLICA = 4
@@ -101,6 +102,15 @@ class Sampler:
         """
         states = self._receive(None, lambda: self._handle.broadcast("converge"))
         return {state.version for state in states}
+
+    def receivers(self) -> list[str]:
+        """One replica of each node."""
+        states = self._receive(None, lambda: self._handle.broadcast("describe"))
+        return sorted({state.node: state.replica for state in states}.values())
+
+    def receive(self, stream: Stream) -> Any:
+        """Have them take what is being sent; the result says what went wrong, replica by replica."""
+        return self._handle.broadcast("receive", stream)
 
     def push(self, version: int) -> None:
         """Return when every running replica has proven that it holds `version`, which is live."""

@@ -3,10 +3,11 @@
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from pyarrow import fs
+
+from dpo_ray import node_files
 
 
 class Storage:
@@ -77,23 +78,17 @@ class Storage:
         _make_durable(Path(target).parent)
 
     def local_copy(self, path: str, *, content: str) -> Path:
-        """The folder as local files: itself on a local root, else a download.
+        """The folder as local files: itself on a local root, else a download that all of this node share.
 
-        Downloads are kept in the temporary folder by `content`, a name for what the folder holds.
+        `content` is a name for what the folder holds.
         """
         if self.local_root is not None:
             return self.local_root / path
-        downloads = Path(tempfile.gettempdir()) / "dpo_ray"
-        copy = downloads / content
-        if not copy.exists():
-            downloads.mkdir(exist_ok=True)
-            aside = Path(tempfile.mkdtemp(dir=downloads))
-            fs.copy_files(self._at(path), str(aside), self._fs, _LOCAL)
-            try:
-                os.replace(aside, copy)
-            except OSError:  # Another process was faster.
-                shutil.rmtree(aside)
-        return copy
+
+        def download(folder: Path) -> None:
+            fs.copy_files(self._at(path), str(folder), self._fs, _LOCAL)
+
+        return node_files.bring(self.root, content, download)
 
     def remove(self, path: str) -> None:
         """Delete a file; a missing one is no error."""

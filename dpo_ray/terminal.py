@@ -43,7 +43,7 @@ class Terminal:
         self._started = time.perf_counter()
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def start_round(self) -> None:
         """Forget the times of the round before."""
@@ -79,7 +79,8 @@ class Terminal:
         extra = [f"{name.removeprefix('eval/')} {row[name]:.2f}" for name in _judge_metrics([row])]
         self.say(" · ".join([*cells[:5], *extra, *cells[5:]]))
         if not row.get("gate/passed", True):
-            self.say(f"  [yellow]the gate refused this candidate: {row['gate/reason']}[/yellow]")
+            refusal = f"  the gate refused this candidate: {row['gate/reason']}"
+            self.console.print(refusal, style="yellow", soft_wrap=True, markup=False)
 
     def round_table(self, rows: Sequence[dict]) -> None:
         """All rounds, below each other; narrow enough for 80 columns."""

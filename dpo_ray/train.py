@@ -4,7 +4,6 @@ import functools
 import tempfile
 import threading
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -15,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from dpo_ray.buffer import SnapshotManifest, read_snapshot, read_snapshot_manifest
+from dpo_ray.checkpoints import RoundCheckpoints, load_state, save_state, state_file
 from dpo_ray.config import TrainingConfig
 from dpo_ray.desk import (
     Assignment,
@@ -23,6 +23,7 @@ from dpo_ray.desk import (
     Outcome,
     SamplePolicy,
     ScoreWithStart,
+    SendVersion,
     TrainerDesk,
     TrainRound,
     Work,
@@ -34,6 +35,7 @@ from dpo_ray.parallel import Peers
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.rounds import RoundPlan, RoundResult, train_round
 from dpo_ray.storage import Storage
+from dpo_ray.stream import Stream, send
 from dpo_ray.types import Completion, TokenSequence
 
 _CLOSE_S = 60
@@ -155,6 +157,8 @@ class TrainWorker:
                 return self._learner_at(version).evaluate(pairs)
             case SamplePolicy():
                 return self._sample(assignment)
+            case SendVersion(stream):
+                return self._send(stream)
             case _:
                 assert_never(assignment)
 
@@ -217,6 +221,14 @@ class TrainWorker:
         ]
         return completions, start_logps
 
+    def _send(self, stream: Stream) -> str:
+        if self._peers.rank == 0:
+            try:
+                send(stream, self._registry)
+            except (RuntimeError, ValueError) as error:  # Whoever got nothing takes it from storage.
+                return str(error)
+        return ""
+
     def _report(self, metrics: StepMetrics, num_steps: int) -> None:
         if self._peers.rank == 0:
             self._desk.report.remote(int(metrics["step"]), num_steps)
@@ -239,9 +251,9 @@ class TrainWorker:
         if self._peers.rank != 0:
             return
         write_steps(self._storage, assignment.round, result.history)
-        _save_state(self._storage, _state_file(assignment.candidate), state)
+        save_state(self._storage, state_file(assignment.candidate), state)
         if (old := assignment.candidate - _KEPT_STATES) != assignment.parent:
-            self._storage.remove(_state_file(old))
+            self._storage.remove(state_file(old))
         with tempfile.TemporaryDirectory() as folder:
             learner.policy.save(Path(folder), weights)
             self._registry.publish(Path(folder), manifest)
@@ -252,44 +264,7 @@ class TrainWorker:
             return self._learner
         folder, reference = self._registry.fetch(version), self._registry.fetch(0)
         learner = Learner(folder, reference, self._config, self._peers)
-        if (state := _load_state(self._storage, _state_file(version))) is not None:
+        if (state := load_state(self._storage, state_file(version))) is not None:
             learner.load_state_dict(state)
         self._learner, self._version = learner, version
         return learner
-
-
-class RoundCheckpoints:
-    """The state of an unfinished round, one file in the run's folder."""
-
-    def __init__(self, storage: Storage, candidate: int, peers: Peers) -> None:
-        self._storage = storage
-        self._file = f"trainer/v{candidate:05d}.unfinished.pt"
-        self._writes = peers.rank == 0
-
-    def load(self) -> dict[str, Any] | None:
-        return _load_state(self._storage, self._file)
-
-    def save(self, state: dict[str, Any]) -> None:
-        if self._writes:
-            _save_state(self._storage, self._file, state)
-
-    def remove(self) -> None:
-        if self._writes:
-            self._storage.remove(self._file)
-
-
-def _state_file(version: int) -> str:
-    return f"trainer/v{version:05d}.pt"
-
-
-def _save_state(storage: Storage, file: str, state: dict[str, Any]) -> None:
-    content = BytesIO()
-    torch.save(state, content)
-    storage.write_bytes(file, content.getvalue())
-
-
-def _load_state(storage: Storage, file: str) -> dict[str, Any] | None:
-    """On CPU; None where there is no such file."""
-    if not storage.exists(file):
-        return None
-    return torch.load(BytesIO(storage.read_bytes(file)), map_location="cpu", weights_only=True)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 
 import yaml
 
@@ -33,7 +34,11 @@ def main(config: ServeConfig) -> None:
         f"policy version {live} of {storage.root} answers on {http_address()}/v1 (Ctrl-C stops it)",
         flush=True,
     )
-    signal.sigwait([signal.SIGINT, signal.SIGTERM])
+    stopped = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.set())
+    while not stopped.wait(0.5):  # A signal that another thread got does not end a longer wait.
+        pass
 
 
 if __name__ == "__main__":

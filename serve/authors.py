@@ -67,13 +67,5 @@ class ReportingEngine:
                     spans = [Span(int(s.version), s.start, s.end) for s in completion.weight_versions]
                     authors.end_choice(first_choice + completion.index, spans)
             if authors.first is None:
-                authors.first = _first_version(self._llm, output.request_id)
+                authors.first = self._llm.first_version(output.request_id)
             yield output
-
-
-def _first_version(llm: Any, request_id: str) -> int | None:
-    """Of the first token of a request that has not ended: vLLM's outputs name versions only at the end."""
-    processor = llm.output_processor
-    states = [processor.request_states.get(name) for name in processor.external_req_ids.get(request_id, ())]
-    starts = [state.weight_version_starts for state in states if state and state.weight_version_starts]
-    return int(starts[0][0][0]) if starts else None

@@ -21,6 +21,7 @@ from dpo_ray.config import SamplingConfig, ServingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
+from dpo_ray.stream import Stream
 from serve.guard import check_environment, check_exposure
 from serve.replica import Replicas, ReplicaState
 
@@ -65,6 +66,7 @@ class PolicyServer:
         self._secret = secret
         self._engine = await PolicyEngine.start(self._registry, sampling, takes_candidate=_is_last_replica)
         self._engine.replica = serve.get_replica_context().replica_tag
+        self._engine.node = ray.get_runtime_context().get_node_id()
         self._has_peers = (sampling.max_replicas or sampling.replicas) > 1
         self._watch = asyncio.create_task(self._end_with_engine())
 
@@ -90,6 +92,17 @@ class PolicyServer:
     ) -> list[list[Answer]] | None:
         """The same of one version; None where this replica does not hold it."""
         return await self.generate(prompts, seeds, params) if self._engine.version == version else None
+
+    async def receive(self, stream: Stream) -> str:
+        """Take a version's files from the trainers; why that failed, or nothing: storage has them too."""
+        from dpo_ray.stream import receive
+
+        if self._engine.replica in stream.receivers:
+            try:
+                await asyncio.to_thread(receive, stream, self._registry, self._engine.replica)
+            except (RuntimeError, ValueError, OSError) as error:
+                return str(error)
+        return ""
 
     async def converge(self) -> ReplicaState:
         """Hold the desired version, proven by its canaries, on return. StaleWeightsError: it is refused."""

@@ -3,69 +3,31 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from dpo_ray.config import SamplingConfig
-from dpo_ray.registry import Canary, PolicyManifest, PolicyRegistry
-from dpo_ray.tensors import same_tensors
+from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
+from dpo_ray.tensors import TensorSpec, read_tensors, same_tensors
+from serve.canaries import largest_error, last
 from serve.engine_args import engine_args
 from serve.metrics import count_push
 from serve.replica import ReplicaState
+from serve.versioned_llm import Adapter, StaleWeightsError, VersionedLLM
 from serve.weights import REPLICA_PID
 
 _PUSH_TIMEOUT_S = 600
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
 """Largest error of one canary token's log-prob, in nats, by the engine's number format."""
-
-
-class StaleWeightsError(RuntimeError):
-    """The engine does not hold, or cannot prove, the version that it should."""
-
-
-class Proof:
-    """Whether the engine's weights are proven: yes, not yet, or refused with a reason."""
-
-    def __init__(self) -> None:
-        self.refusal = ""
-        self._settled = asyncio.Event()
-
-    def begin(self) -> None:
-        """From here on, nothing that the engine says is given out."""
-        self.refusal = ""
-        self._settled.clear()
-
-    def settle(self, *, refusal: str = "") -> None:
-        self.refusal = refusal
-        self._settled.set()
-
-    async def wait(self) -> None:
-        """Return when the weights are proven. StaleWeightsError: they are not those that they should be."""
-        await self._settled.wait()
-        if self.refusal:
-            raise StaleWeightsError(self.refusal)
-
-
-class VersionedLLM(AsyncLLM):
-    """AsyncLLM that gives out only what proven weights said."""
-
-    @cached_property
-    def proof(self) -> Proof:
-        return Proof()
-
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        await self.proof.wait()
-        async for output in super().generate(*args, **kwargs):
-            await self.proof.wait()  # Tokens after a swap wait for its proof, or are never seen.
-            yield output
 
 
 class PolicyEngine:
@@ -83,12 +45,15 @@ class PolicyEngine:
         """Of the version that it holds; while it refuses, of the last one that it had proven."""
         self.replica = ""
         self.address = ""
+        self.node = ""
         self.canary_error = 0.0
         self.push_ms: dict[str, float] = {}
         self._registry = registry
         self._takes_candidate = takes_candidate
         self._wanted = manifest.version
         self._swap = asyncio.Lock()
+        self._adapter_ids = count(1)
+        self._adapter_tensors: dict[str, TensorSpec] = {}
 
     @classmethod
     async def start(
@@ -103,15 +68,15 @@ class PolicyEngine:
         `takes_candidate`: whether a candidate on offer is for this replica.
         """
         version = _desired(registry, takes_candidate)
-        manifest = registry.manifest(version)
+        base = 0 if config.lora_rank else version  # Adapters lie on the start.
         os.environ[REPLICA_PID] = str(os.getpid())
-        llm = VersionedLLM.from_engine_args(engine_args(registry.fetch(version), config))
+        llm = VersionedLLM.from_engine_args(engine_args(registry.fetch(base), config))
         assert isinstance(llm, VersionedLLM)
-        engine = cls(registry, llm, manifest, takes_candidate)
-        await llm.update_weight_version(str(version))
-        await engine._prove(manifest)
+        engine = cls(registry, llm, registry.manifest(base), takes_candidate)
+        await llm.update_weight_version(str(base))
+        await engine._prove(engine.manifest, None)
         llm.proof.settle()
-        await engine.converge()  # The desired version may be another one by now.
+        await engine.converge()  # The desired version may be another one.
         return engine
 
     @property
@@ -137,6 +102,7 @@ class PolicyEngine:
             canary_error=self.canary_error,
             push_ms=self.push_ms,
             address=self.address,
+            node=self.node,
         )
 
     async def converge(self) -> int:
@@ -167,12 +133,17 @@ class PolicyEngine:
         count_push({}, "refused")
         self.llm.proof.settle(refusal=refusal)
         await self.llm.pause_generation(mode="abort")  # Requests in flight learn of the refusal.
+        await self.llm.resume_generation()
 
     async def _swap_to(self, version: int) -> None:
         phases = _Phases()
+        manifest = self._registry.manifest(version)
+        await (self._swap_adapter if self.llm.takes_adapters else self._swap_weights)(manifest, phases)
+        self.manifest, self.push_ms = manifest, phases.milliseconds
+
+    async def _swap_weights(self, manifest: PolicyManifest, phases: "_Phases") -> None:
         with phases("fetch"):
-            manifest = self._registry.manifest(version)
-            folder = await asyncio.to_thread(self._registry.fetch, version)  # With the sha256 of every file.
+            folder = await asyncio.to_thread(self._registry.fetch, manifest.version)  # With all sha256.
         with phases("check"):
             same_tensors(manifest.tensors, self.manifest.tensors)
         self.llm.proof.begin()  # New requests wait; those in flight are held by the pause, and go on.
@@ -180,48 +151,46 @@ class PolicyEngine:
             await self.llm.pause_generation(mode="keep", clear_cache=True)
         with phases("load"):
             if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
-                raise StaleWeightsError(f"policy version {version} could not be loaded: {max(failures)}")
-            await self.llm.update_weight_version(str(version))
+                raise StaleWeightsError(
+                    f"policy version {manifest.version} could not be loaded: {max(failures)}"
+                )
+            await self.llm.update_weight_version(str(manifest.version))
         with phases("resume"):
             await self.llm.resume_generation()
         with phases("prove"):
-            await self._prove(manifest)
-        self.manifest, self.push_ms = manifest, phases.milliseconds
+            await self._prove(manifest, None)
 
-    async def _prove(self, manifest: PolicyManifest) -> None:
+    async def _swap_adapter(self, manifest: PolicyManifest, phases: "_Phases") -> None:
+        """Until the adapter is proven, new requests begin with the one before; no request is held."""
+        adapter = None
+        if manifest.version:
+            with phases("fetch"):
+                folder = await asyncio.to_thread(self._registry.fetch, manifest.version, part=ADAPTER)
+            with phases("check"):
+                self._check_adapter(folder)
+            with phases("load"):
+                name, number = f"v{manifest.version}", next(self._adapter_ids)
+                adapter = Adapter(manifest.version, LoRARequest(f"{name}-{number}", number, str(folder)))
+                await self.llm.add_lora(adapter.request)
+        with phases("prove"):
+            await self._prove(manifest, adapter)
+        self.llm.adapter = adapter
+
+    def _check_adapter(self, folder: Path) -> None:
+        """ValueError: its tensors are not laid out as those of the adapter before it."""
+        tensors = read_tensors(folder)
+        same_tensors(tensors, self._adapter_tensors or tensors)
+        self._adapter_tensors = tensors
+
+    async def _prove(self, manifest: PolicyManifest, adapter: Adapter | None) -> None:
         """Raise StaleWeightsError unless the engine agrees with the learner's canary log-probs."""
-        errors = await asyncio.gather(
-            *(self._canary_error(canary) for canary in manifest.canaries),
-            *(self._cached_error(canary) for canary in manifest.canaries[:1]),
-        )
-        worst = max(errors, default=0.0)
+        worst = await largest_error(self.llm, manifest.canaries, adapter)
         if not worst <= self.tolerance:
             raise StaleWeightsError(
                 f"policy version {manifest.version} is loaded, but the log-probs are {worst:.4f} nats "
                 f"from the learner's (allowed are {self.tolerance})"
             )
         self.canary_error = worst
-
-    async def _canary_error(self, canary: Canary) -> float:
-        """Of all tokens, computed anew."""
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        output = await self._bare(canary.token_ids, params)
-        assert output.prompt_logprobs is not None
-        scored = zip(output.prompt_logprobs[1:], canary.token_ids[1:], canary.logprobs, strict=True)
-        return max(abs(entry[token].logprob - expected) for entry, token, expected in scored if entry)
-
-    async def _cached_error(self, canary: Canary) -> float:
-        """Of the last token, with the keys and values that the cache has of the others, if any."""
-        *prompt, last = canary.token_ids
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=[last], detokenize=False)
-        output = await self._bare(prompt, params)
-        (completion,) = output.outputs
-        assert completion.logprobs is not None
-        return abs(completion.logprobs[0][last].logprob - canary.logprobs[-1])
-
-    async def _bare(self, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
-        """The bare engine's answer: a proof is what others wait for."""
-        return await _last(AsyncLLM.generate(self.llm, _prompt(token_ids), params, _request_id()))
 
     async def sample(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
@@ -230,7 +199,7 @@ class PolicyEngine:
         # FINAL_ONLY: with other kinds, n > 1 can drop completions.
         common = {**params, "logprobs": 0, "output_kind": RequestOutputKind.FINAL_ONLY}
         requests = [
-            _last(self.llm.generate(_prompt(prompt), SamplingParams(seed=seed, **common), _request_id()))
+            last(self.llm.generate(_prompt(prompt), SamplingParams(seed=seed, **common), _request_id()))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return await asyncio.gather(*requests)
@@ -265,7 +234,3 @@ def _prompt(token_ids: Sequence[int]) -> TokensPrompt:
 
 def _request_id() -> str:
     return os.urandom(8).hex()
-
-
-async def _last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
-    return [output async for output in outputs][-1]

@@ -1,8 +1,9 @@
 """The settings that a replica's vLLM engine is started with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from dpo_ray.config import SamplingConfig
@@ -28,6 +29,7 @@ def engine_args(folder: Path, config: SamplingConfig) -> AsyncEngineArgs:
         worker_extension_cls="serve.weights.PolicyWeights",
         enable_log_requests=False,
         **(_gpu(config) if on_gpu else _cpu(config)),
+        **(_adapters(config.lora_rank) if config.lora_rank else {}),
         **context,
     )
 
@@ -46,3 +48,9 @@ def _cpu(config: SamplingConfig) -> dict[str, Any]:
         # A seeded request whose prompt comes in chunks ends it ("CPU Generator does not use offset").
         "enable_chunked_prefill": False,
     }
+
+
+def _adapters(rank: int) -> dict[str, Any]:
+    allowed = next(size for size in get_args(MaxLoRARanks) if size >= rank)
+    # Requests of earlier versions go on with theirs while the newest is proven.
+    return {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 4}

@@ -23,6 +23,8 @@ class ReplicaState:
     """Milliseconds of each phase of its last push."""
     address: str = ""
     """http://ip:port at which other replicas reach it; empty where there are none."""
+    node: str = ""
+    """Ray's id of the node that it runs on."""
 
 
 class Replicas:

@@ -77,6 +77,12 @@ class IterativeDPOConfig(JobConfig):
                 f"the judge of film reviews cannot score prompts of {self.prompts}: "
                 "set --judge.function module:function"
             )
+        served, trained = self.sampling.lora_rank, self.training.lora.rank
+        if served not in (0, trained):
+            raise ValueError(
+                f"sampling.lora_rank is {served} and training.lora.rank {trained}: set both to one rank, or "
+                "sampling.lora_rank to 0, which serves merged weights"
+            )
         if self.training.early_stopping.eval_every_steps:
             raise ValueError(
                 "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, "

@@ -32,6 +32,11 @@ class SamplingConfig(Section):
     """GPUs that each replica reserves in Ray; 0 samples on CPU."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that one engine spreads its weights over."""
+    transport: Literal["storage", "stream"] = "storage"
+    """How a version gets to the replicas: storage, where each node reads it; stream, a trainer
+    also sends it to all nodes at once (NCCL between GPUs, gloo elsewhere)."""
+    lora_rank: int = Field(default=0, ge=0, le=512)
+    """Rank of adapters (`training.lora.rank`) that are pushed alone and served as they are; 0: merged."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the engine's weights; auto is float32 on CPU and bfloat16 on GPU."""
     max_model_len: int | None = Field(default=None, ge=1)

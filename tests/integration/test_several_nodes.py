@@ -10,6 +10,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
+from dpo_ray.registry import PolicyRegistry
+from dpo_ray.storage import Storage
 from tests.integration.conftest import SMALL, check_run_folder, free_port, metric_rows, start_job, wait_for
 
 
@@ -39,6 +41,7 @@ def test_parts_of_a_job_spread_over_nodes(nodes: Cluster, starter: Path, tmp_pat
         "--sampling.cpus_per_replica=0.8",
         "--training.cpus_per_worker=0.8",
         "--judge.cpus_per_actor=0.1",
+        "--sampling.transport=stream",
     ]
     environment = {**os.environ, "RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
     job = start_job("jobs/iterative_dpo.py", [*command, *reserve], tmp_path / "log", environment)
@@ -53,3 +56,6 @@ def test_parts_of_a_job_spread_over_nodes(nodes: Cluster, starter: Path, tmp_pat
     assert len(homes["RayTrainWorker"]) == 2
     assert len(set(homes["RayTrainWorker"] + homes["ServeReplica:"])) == 3
     check_run_folder(run_dir, rounds=2)
+    assert "was not sent" not in (tmp_path / "log").read_text()
+    registry = PolicyRegistry(Storage(str(run_dir)))
+    assert all(run_dir not in registry.fetch(version).parents for version in (1, 2))  # Nodes here share /tmp.

@@ -14,8 +14,9 @@ from dpo_ray.batching import pair_groups
 from dpo_ray.config import LoraConfig
 from dpo_ray.learner import Learner
 from dpo_ray.logprobs import CompletionScorer
-from dpo_ray.lora import ADAPTER, AdapterOff, add_adapter, merged, without_adapter
+from dpo_ray.lora import AdapterOff, add_adapter, merged, without_adapter
 from dpo_ray.models import load_tokenizer
+from dpo_ray.registry import ADAPTER
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 GROUPS = make_groups(5)

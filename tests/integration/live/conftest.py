@@ -90,7 +90,10 @@ def service(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     wait_for(lambda: len(service.policy()["replicas"]) == 2, what="two replicas")
     yield service
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    try:
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
 
 
 @pytest.fixture
