@@ -151,18 +151,27 @@ def test_another_weight_is_other_content(buffer: PreferenceBuffer) -> None:
         buffer.put([make_pair(1)])
 
 
-def test_a_store_that_knew_no_weights_goes_on_with_weight_one(
+def test_the_store_of_an_older_run_goes_on_with_the_usual_weight_author_and_cost(
     buffer: PreferenceBuffer, buffer_url: str, storage: Storage
 ) -> None:
-    content = {name: value for name, value in dataclasses.asdict(make_pair(1)).items() if name != "weight"}
+    newer = ("weight", "author", "cost")
+    content = {name: value for name, value in dataclasses.asdict(make_pair(1)).items() if name not in newer}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     buffer.put([make_pair(1)])
     buffer.close()
     store = sqlite3.connect(buffer_url.removeprefix("sqlite:///"))
-    store.execute("ALTER TABLE pairs DROP COLUMN weight")
+    for name in newer:
+        store.execute(f"ALTER TABLE pairs DROP COLUMN {name}")
     assert store.execute("SELECT content_sha256 FROM pairs").fetchone() == (digest,)
     store.close()
     again = PreferenceBuffer(buffer_url, storage)
-    heavy = dataclasses.replace(make_pair(2), weight=2.0)
-    assert again.put([make_pair(1), heavy]) == PutReceipt(added=1, known=1)
-    assert sorted(kept(again, storage), key=lambda pair: pair.weight) == [make_pair(1), heavy]
+    vote = dataclasses.replace(make_pair(2), weight=2.0, author="ada", cost=0.5, source="human")
+    assert again.put([make_pair(1), vote]) == PutReceipt(added=1, known=1)
+    assert sorted(kept(again, storage), key=lambda pair: pair.weight) == [make_pair(1), vote]
+
+
+def test_an_author_is_part_of_the_id_and_the_ids_of_pairs_without_one_stay() -> None:
+    assert make_pair(1).pair_id == "d84555dd0a976832053f31f139b81b42"
+    by_ada, by_bob = (dataclasses.replace(make_pair(1), author=name) for name in ("ada", "bob"))
+    assert len({make_pair(1).pair_id, by_ada.pair_id, by_bob.pair_id}) == 3
+    assert dataclasses.replace(make_pair(1), cost=3.0).pair_id == make_pair(1).pair_id
