@@ -103,7 +103,7 @@ def _row(pair: Pair, created_at: str) -> dict:
                 f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite"
             )
     # What is usual is no content: a pair that was kept before there was such a column is the same pair.
-    hashed = {name: value for name, value in values.items() if _USUAL.get(name) != value}
+    hashed = {name: value for name, value in values.items() if (name, value) not in _USUAL.items()}
     content = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
     return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": created_at, **values}
 
