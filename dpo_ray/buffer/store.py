@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now, open_database
-from dpo_ray.buffer.snapshots import SnapshotManifest, SnapshotQuery, declare_snapshot
+from dpo_ray.buffer.sampling import SnapshotQuery
+from dpo_ray.buffer.snapshots import SnapshotManifest, declare_snapshot
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
 
@@ -54,9 +55,18 @@ class PreferenceBuffer:
         query = sa.select(sa.func.count()).select_from(PAIRS)
         return self._commits.run(lambda connection: connection.execute(query).scalar_one())
 
-    def declare_snapshot(self, query: SnapshotQuery, *, live_version: int) -> SnapshotManifest:
-        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
-        return declare_snapshot(self._commits, self._storage, query, live_version=live_version)
+    def declare_snapshot(
+        self, query: SnapshotQuery, *, live_version: int, retention_rounds: int | None = None
+    ) -> SnapshotManifest:
+        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is.
+
+        Then delete the pairs that are older than `retention_rounds`.
+        """
+        manifest = declare_snapshot(self._commits, self._storage, query, live_version=live_version)
+        if retention_rounds is not None:
+            too_old = PAIRS.delete().where(PAIRS.c.round < query.max_round - retention_rounds)
+            self._commits.run(lambda connection: connection.execute(too_old).rowcount)
+        return manifest
 
     def close(self) -> None:
         if self._opened is not None:
@@ -74,7 +84,8 @@ class PreferenceBuffer:
 def _insert(connection: sa.Connection, rows: Sequence[dict]) -> int:
     """How many of the rows are new; ValueError where one is there with other content."""
     insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
-    added = connection.execute(insert(PAIRS).on_conflict_do_nothing(), rows).rowcount
+    counted = insert(PAIRS).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    added = connection.execute(counted, rows).rowcount
     if added < len(rows):
         contents = _contents(connection, [row["pair_id"] for row in rows])
         for row in rows:

@@ -6,13 +6,13 @@ import json
 import math
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotQuery, read_snapshot
 from dpo_ray.storage import Storage
@@ -126,15 +126,16 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str,
     assert buffer.count() % 2 == 0  # Each call put two pairs or none.
 
 
-def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, storage: Storage) -> None:
+def test_a_second_owner_of_a_file_is_refused(sqlite_url: str, storage: Storage) -> None:
+    buffer = PreferenceBuffer(sqlite_url, storage)
     buffer.put([make_pair(1)])
     with pytest.raises(
         ValueError, match=r"cannot be opened: database is locked\. If another job uses it, stop"
     ):
-        PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage).count()
+        PreferenceBuffer(f"{sqlite_url}?timeout=0.1", storage).count()
     buffer.put([make_pair(2)])
     buffer.close()
-    assert PreferenceBuffer(buffer_url, storage).count() == 2
+    assert PreferenceBuffer(sqlite_url, storage).count() == 2
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
@@ -159,11 +160,12 @@ def test_the_store_of_an_older_run_goes_on_with_the_usual_weight_author_and_cost
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     buffer.put([make_pair(1)])
     buffer.close()
-    store = sqlite3.connect(buffer_url.removeprefix("sqlite:///"))
-    for name in newer:
-        store.execute(f"ALTER TABLE pairs DROP COLUMN {name}")
-    assert store.execute("SELECT content_sha256 FROM pairs").fetchone() == (digest,)
-    store.close()
+    store = sa.create_engine(buffer_url.replace("postgresql:", "postgresql+psycopg:"))
+    with store.begin() as connection:
+        for name in newer:
+            connection.execute(sa.text(f"ALTER TABLE pairs DROP COLUMN {name}"))
+        assert connection.execute(sa.text("SELECT content_sha256 FROM pairs")).scalars().all() == [digest]
+    store.dispose()
     again = PreferenceBuffer(buffer_url, storage)
     vote = dataclasses.replace(make_pair(2), weight=2.0, author="ada", cost=0.5, source="human")
     assert again.put([make_pair(1), vote]) == PutReceipt(added=1, known=1)

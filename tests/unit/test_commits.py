@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 
 from dpo_ray.buffer.commits import Commits, StoreError
 from dpo_ray.buffer.database import open_database
@@ -85,7 +86,7 @@ def test_one_that_raises_undoes_itself_alone(commits: Commits) -> None:
     assert [future.result() for future in good] == ["A", "B"]
     with pytest.raises(KeyError, match="no"):
         bad.result()
-    with pytest.raises(sa.exc.IntegrityError):
+    with pytest.raises(IntegrityError):
         twice.result()
     assert words(commits) == ["a", "b"]
 
