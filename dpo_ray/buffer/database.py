@@ -11,11 +11,12 @@ from sqlalchemy.schema import CreateColumn
 from dpo_ray.storage import Storage
 
 METADATA = sa.MetaData()
+PAIR_ID_LENGTH = 32
 _CHUNK = 500
 PAIRS = sa.Table(
     "pairs",
     METADATA,
-    sa.Column("pair_id", sa.String(32), primary_key=True),
+    sa.Column("pair_id", sa.String(PAIR_ID_LENGTH), primary_key=True),
     sa.Column("content_sha256", sa.String(64), nullable=False),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt", "chosen", "rejected")),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
@@ -108,7 +109,8 @@ def _engine(url: sa.URL) -> sa.Engine:
 def _configure_sqlite(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
     # An exclusive lock refuses a second owner, and lets WAL work without shared memory.
-    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+    # What is deleted is overwritten: it may be a person's.
+    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

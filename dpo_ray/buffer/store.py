@@ -12,10 +12,27 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now, open_database
+from dpo_ray.buffer.forgetting import forget_pairs, forgotten_among
 from dpo_ray.buffer.sampling import SnapshotQuery
 from dpo_ray.buffer.snapshots import SnapshotManifest, declare_snapshot
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
+
+_SOURCES = (
+    sa.select(
+        PAIRS.c.source,
+        sa.func.count().label("pairs"),
+        sa.func.count(sa.distinct(sa.func.nullif(PAIRS.c.author, ""))).label("people"),
+        sa.func.min(PAIRS.c.round).label("first_round"),
+        sa.func.max(PAIRS.c.round).label("last_round"),
+        sa.func.min(PAIRS.c.policy_version).label("first_version"),
+        sa.func.max(PAIRS.c.policy_version).label("last_version"),
+        sa.func.sum(PAIRS.c.cost).label("cost"),
+        sa.func.max(PAIRS.c.created_at).label("newest"),
+    )
+    .group_by(PAIRS.c.source)
+    .order_by(PAIRS.c.source)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,23 @@ class PreferenceBuffer:
             self._commits.run(lambda connection: connection.execute(too_old).rowcount)
         return manifest
 
+    def forget(self, author: str) -> list[str]:
+        """Delete a person's pairs; the ids of all that were ever deleted for them stay known."""
+        return self._commits.run(lambda connection: forget_pairs(connection, author))
+
+    def rows(self, *conditions: sa.ColumnElement[bool]) -> list[dict]:
+        """The rows of PAIRS that meet all conditions, by id."""
+        query = sa.select(PAIRS).where(*conditions).order_by(PAIRS.c.pair_id)
+        return self._commits.run(
+            lambda connection: [dict(row) for row in connection.execute(query).mappings()]
+        )
+
+    def sources(self) -> list[dict]:
+        """What there is of each source."""
+        return self._commits.run(
+            lambda connection: [dict(row) for row in connection.execute(_SOURCES).mappings()]
+        )
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
@@ -83,6 +117,10 @@ class PreferenceBuffer:
 
 def _insert(connection: sa.Connection, rows: Sequence[dict]) -> int:
     """How many of the rows are new; ValueError where one is there with other content."""
+    gone = forgotten_among(connection, [row["pair_id"] for row in rows if row["author"]])
+    rows = [row for row in rows if row["pair_id"] not in gone]
+    if not rows:
+        return 0
     insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
     counted = insert(PAIRS).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
     added = connection.execute(counted, rows).rowcount
