@@ -13,6 +13,10 @@ from dpo_ray.storage import Storage
 METADATA = sa.MetaData()
 PAIR_ID_LENGTH = 32
 _CHUNK = 500
+_REMEDY = {
+    "sqlite": "If another job uses it, stop that job or set another run_dir or buffer.url",
+    "postgresql": "Start the server, or set another buffer.url; a password may be in PGPASSWORD or ~/.pgpass",
+}
 PAIRS = sa.Table(
     "pairs",
     METADATA,
@@ -59,8 +63,8 @@ def open_database(url: str) -> sa.Engine:
     except DBAPIError as error:
         engine.dispose()
         raise ValueError(
-            f"the preference buffer {engine.url!r} cannot be opened: {str(error.orig).strip()}. "
-            "If another job uses it, stop that job or set another run_dir or buffer.url."
+            f"the preference buffer {engine.url!r} cannot be opened: {' '.join(str(error.orig).split())}. "
+            f"{_REMEDY[engine.dialect.name]}."
         ) from None
     return engine
 

@@ -55,4 +55,5 @@ def _pair_ids(storage: Storage, snapshot: SnapshotRef) -> frozenset[str]:
             f"{file} in {storage.root} is missing or not what was trained on: restore it, "
             "without it nobody can say which pairs it held"
         )
-    return frozenset(pq.read_table(io.BytesIO(content), columns=["pair_id"])["pair_id"].to_pylist())
+    table = pq.ParquetFile(io.BytesIO(content)).read(columns=["pair_id"], use_threads=False)
+    return frozenset(table["pair_id"].to_pylist())
