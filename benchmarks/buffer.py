@@ -17,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "unit")]
-from buffer_kills import kill_server, kill_writers
-from postgres import PostgresServer
-
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.buffer_kills import kill_server, kill_writers
 from dpo_ray.buffer import PreferenceBuffer
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
+from tests.unit.postgres import PostgresServer
 
 BATCH = 256
 THREADS = 64

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from postgres import PostgresServer
-
 from dpo_ray.buffer import PreferenceBuffer, StoreError
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
+from tests.unit.postgres import PostgresServer
 
 THREADS = 8
 PER_PUT = 2

@@ -99,12 +99,9 @@ def _versions(parsed: argparse.Namespace, storage: Storage, console: Console) ->
 def _forget(parsed: argparse.Namespace, storage: Storage, console: Console) -> None:
     with _opened(parsed, storage) as buffer:
         forgotten = buffer.forget(parsed.author)
-    console.print(f"{len(forgotten)} pairs of {parsed.author} are deleted.", soft_wrap=True)
+    console.print(f"{len(forgotten)} pairs of {parsed.author} are deleted.")
     if _print_uses(forgotten, storage, console):
-        console.print(
-            "Snapshots and versions stay as they are: to be rid of what is in them, delete their folders.",
-            soft_wrap=True,
-        )
+        console.print("Snapshots and versions stay: to be rid of what is in them, delete their folders.")
 
 
 def _print_uses(pair_ids: Sequence[str], storage: Storage, console: Console) -> bool:

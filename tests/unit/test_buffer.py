@@ -122,7 +122,7 @@ def test_a_database_that_takes_no_writes_is_an_error_until_it_does(
     buffer = PreferenceBuffer(postgres_url, storage)
     buffer.put([make_pair(1)])
     postgres.set_read_only("pairs", "on")
-    with pytest.raises(StoreError, match="cannot execute INSERT in a read-only transaction. Make room, or"):
+    with pytest.raises(StoreError, match=r"cannot execute INSERT in a read-only transaction\. Make room, or"):
         buffer.put([make_pair(2)])
     postgres.set_read_only("pairs", "off")
     assert buffer.put([make_pair(1), make_pair(2)]) == PutReceipt(added=1, known=1)
