@@ -33,11 +33,20 @@ Measured = dict[str, list[float]]
 def realistic_pair(number: int) -> Pair:
     """60 token ids and 300 characters on each side."""
     drawn = random.Random(number)
-    ids = [tuple(drawn.randrange(150_000) for _ in range(60)) for _ in range(3)]
-    texts = ["".join(drawn.choices("abcdefgh ", k=300)) for _ in range(3)]
+
+    def ids() -> tuple[int, ...]:
+        return tuple(drawn.randrange(150_000) for _ in range(60))
+
+    def text() -> str:
+        return "".join(drawn.choices("abcdefgh ", k=300))
+
     return Pair(
-        *texts,
-        *ids,
+        prompt=text(),
+        chosen=text(),
+        rejected=text(),
+        prompt_ids=ids(),
+        chosen_ids=ids(),
+        rejected_ids=ids(),
         chosen_reward=drawn.random(),
         rejected_reward=-drawn.random(),
         chosen_logp=-100 * drawn.random(),
