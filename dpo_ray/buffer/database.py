@@ -78,16 +78,17 @@ def _known_url(url: str) -> sa.URL:
             "buffer.url is no URL: write sqlite:///path or postgresql://user@host/name"
         ) from None
     if parsed.get_backend_name() in ("postgres", "postgresql"):
-        # A run's folder has *** in the password's place: libpq then looks into PGPASSWORD and ~/.pgpass.
-        password = None if parsed.password == "***" else parsed.password
+        query = dict(parsed.query)
+        password = query.pop("password", parsed.password)
         return sa.URL.create(
             "postgresql+psycopg",
-            parsed.username,
-            password,
-            parsed.host,
-            parsed.port,
-            parsed.database,
-            parsed.query,
+            username=parsed.username,
+            # A run's folder has *** in its place: libpq then looks into PGPASSWORD and ~/.pgpass.
+            password=None if password == "***" else str(password or "") or None,
+            host=parsed.host,
+            port=parsed.port,
+            database=parsed.database,
+            query=query,
         )
     if parsed.get_backend_name() != "sqlite":
         raise ValueError(f"buffer.url is {parsed!r}: write sqlite:///path or postgresql://user@host/name")

@@ -46,6 +46,11 @@ def test_a_mix_gives_each_source_its_share_and_the_rest_fills_what_one_lacks() -
         "judge": 30,
     }
     assert sources(draw(pairs, query(90, mix={"rule": 8}))) == {"rule": 10, "human": 40, "judge": 40}
+    # What is left out takes no prompt's place, and what hardly counts is not left out.
+    one_each = query(90, mix={"rule": 0}, max_pairs_per_prompt=1)
+    assert sources(draw(candidates(7) + candidates(7, source="rule"), one_each)) == {"judge": 7}
+    rare = candidates(3, source="human", author="ada")
+    assert sources(draw(rare, query(9, mix={"human": 0.001, "judge": 1}))) == {"human": 3}
     assert draw(candidates(5, source="rule"), query(9, mix={"human": 1, "rule": 0})) == []
 
 
