@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from test_buffer import all_of_round, make_pair
 
-from dpo_ray.buffer import PreferenceBuffer
+from dpo_ray.buffer import PreferenceBuffer, SnapshotQuery
 from dpo_ray.buffer.__main__ import main
 from dpo_ray.buffer.lineage import pairs_of_version, versions_that_saw
 from dpo_ray.config import BufferConfig
@@ -95,6 +95,23 @@ def test_versions_saw_a_pair_in_their_own_round_or_by_their_line(run: Storage) -
     assert by_votes == [(2, 2), (3, 2)]
     assert ["3", "1", "1", "live"] in cells(said("versions", pair_id[:12], run=run))
     assert "No version was trained" in said("versions", "0" * 32, run=run)
+
+
+def test_a_grandchild_has_seen_what_its_parent_was_not_trained_on(storage: Storage, tmp_path: Path) -> None:
+    publish(storage, 0, None, None)
+    with PreferenceBufferOf(tmp_path) as buffer:
+        for round_ in range(3):
+            buffer.put([make_pair(round_, version=round_, round_=round_)])
+            newest = SnapshotQuery(max_round=round_, min_policy_version=round_, limit=9, seed=0)
+            declared = buffer.declare_snapshot(newest, live_version=round_)
+            reference = SnapshotRef(round=round_, rows=declared.rows, sha256=declared.sha256)
+            publish(storage, round_ + 1, round_, reference)
+    uses = versions_that_saw(storage, [make_pair(0).pair_id])
+    assert [(use.version, len(use.own), len(use.inherited)) for use in uses] == [
+        (1, 1, 0),
+        (2, 0, 1),
+        (3, 0, 1),
+    ]
 
 
 def test_a_snapshot_that_was_changed_says_nothing_of_lineage(run: Storage) -> None:

@@ -58,6 +58,7 @@ def test_places_are_divided_as_jefferson_divides_seats() -> None:
     # 100 votes to 80 to 30 to 20, 8 seats: the textbook's answer.
     votes = {"a": 100.0, "b": 80.0, "c": 30.0, "d": 20.0}
     assert divide(8, votes, dict.fromkeys(votes, 8)) == {"a": 4, "b": 3, "c": 1}
+    assert divide(2, {"a": 3.0, "b": 2.0}, {"a": 2, "b": 2}) == {"a": 1, "b": 1}
     assert divide(8, votes, {"a": 2, "b": 1, "c": 9, "d": 9}) == {"a": 2, "b": 1, "c": 3, "d": 2}
 
 
