@@ -13,7 +13,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, default_url, snapshot_query
 from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
@@ -65,12 +65,13 @@ class Cluster:
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
         """What round `round_` trains on: drawn from all rounds' pairs that are young enough."""
         live, config = self._live(), self._config.buffer
-        oldest = 0 if config.max_age is None else max(0, live - config.max_age)
-        query = SnapshotQuery(
-            max_round=round_, min_policy_version=oldest, limit=config.pairs_per_round, seed=self._config.seed
-        )
+        query = snapshot_query(config, round_=round_, live_version=live, seed=self._config.seed)
         with self._terminal.phase("buffer"):
-            return _result(self._buffer.declare_snapshot.remote(query, live_version=live))
+            return _result(
+                self._buffer.declare_snapshot.remote(
+                    query, live_version=live, retention_rounds=config.retention_rounds
+                )
+            )
 
     def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
         """The candidate that the round makes; a finished one is returned as it is."""

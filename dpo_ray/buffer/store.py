@@ -5,14 +5,34 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from threading import Lock
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
+from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now, open_database
-from dpo_ray.buffer.snapshots import SnapshotManifest, SnapshotQuery, declare_snapshot
+from dpo_ray.buffer.forgetting import forget_pairs, forgotten_among
+from dpo_ray.buffer.sampling import SnapshotQuery
+from dpo_ray.buffer.snapshots import SnapshotManifest, declare_snapshot
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
+
+_SOURCES = (
+    sa.select(
+        PAIRS.c.source,
+        sa.func.count().label("pairs"),
+        sa.func.count(sa.distinct(sa.func.nullif(PAIRS.c.author, ""))).label("people"),
+        sa.func.min(PAIRS.c.round).label("first_round"),
+        sa.func.max(PAIRS.c.round).label("last_round"),
+        sa.func.min(PAIRS.c.policy_version).label("first_version"),
+        sa.func.max(PAIRS.c.policy_version).label("last_version"),
+        sa.func.sum(PAIRS.c.cost).label("cost"),
+        sa.func.max(PAIRS.c.created_at).label("newest"),
+    )
+    .group_by(PAIRS.c.source)
+    .order_by(PAIRS.c.source)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +45,13 @@ class PutReceipt:
 
 
 class PreferenceBuffer:
-    """The only owner of the pairs. The commit of `put` is its acknowledgement."""
+    """The owner of the pairs, for many threads at a time. The commit of `put` is its acknowledgement."""
 
     def __init__(self, url: str, storage: Storage) -> None:
         self._storage = storage
         self._url = url
+        self._opening = Lock()
+        self._opened: Commits | None = None
 
     def put(self, pairs: Sequence[Pair]) -> PutReceipt:
         """Add pairs in one transaction: all are durable on return, or none.
@@ -37,32 +59,84 @@ class PreferenceBuffer:
         Putting a pair again is a no-op. ValueError: a non-finite number, or a known id with other content.
         """
         rows: dict[str, dict] = {}
-        for row in map(_row, pairs):
+        created_at = now()
+        for pair in pairs:
+            row = _row(pair, created_at)
             _refuse_other_content(row, rows.setdefault(row["pair_id"], row)["content_sha256"])
-        with self._engine.begin() as connection:
-            known = _known(connection, list(rows))
-            for pair_id, content in known.items():
-                _refuse_other_content(rows[pair_id], content)
-            new = [row for pair_id, row in rows.items() if pair_id not in known]
-            if new:
-                connection.execute(PAIRS.insert(), new)
-        return PutReceipt(added=len(new), known=len(pairs) - len(new))
+        # In one order in all processes: none waits for a row while another waits for one of its own.
+        ordered = sorted(rows.values(), key=lambda row: row["pair_id"])
+        added = self._commits.run(lambda connection: _insert(connection, ordered)) if ordered else 0
+        return PutReceipt(added=added, known=len(pairs) - added)
 
     def count(self) -> int:
-        with self._engine.connect() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(PAIRS)).scalar_one()
+        query = sa.select(sa.func.count()).select_from(PAIRS)
+        return self._commits.run(lambda connection: connection.execute(query).scalar_one())
 
-    def declare_snapshot(self, query: SnapshotQuery, *, live_version: int) -> SnapshotManifest:
-        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
-        return declare_snapshot(self._engine, self._storage, query, live_version=live_version)
+    def declare_snapshot(
+        self, query: SnapshotQuery, *, live_version: int, retention_rounds: int | None = None
+    ) -> SnapshotManifest:
+        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is.
+
+        Then delete the pairs that are older than `retention_rounds`.
+        """
+        manifest = declare_snapshot(self._commits, self._storage, query, live_version=live_version)
+        if retention_rounds is not None:
+            too_old = PAIRS.delete().where(PAIRS.c.round < query.max_round - retention_rounds)
+            self._commits.run(lambda connection: connection.execute(too_old).rowcount)
+        return manifest
+
+    def forget(self, author: str) -> list[str]:
+        """Delete a person's pairs; the ids of all that were ever deleted for them stay known."""
+        return self._commits.run(lambda connection: forget_pairs(connection, author))
+
+    def rows(self, *conditions: sa.ColumnElement[bool]) -> list[dict]:
+        """The rows of PAIRS that meet all conditions, by id."""
+        query = sa.select(PAIRS).where(*conditions).order_by(PAIRS.c.pair_id)
+        return self._commits.run(
+            lambda connection: [dict(row) for row in connection.execute(query).mappings()]
+        )
+
+    def sources(self) -> list[dict]:
+        """What there is of each source."""
+        return self._commits.run(
+            lambda connection: [dict(row) for row in connection.execute(_SOURCES).mappings()]
+        )
 
     def close(self) -> None:
-        self._engine.dispose()
+        if self._opened is not None:
+            self._opened.close()
 
-    @cached_property
-    def _engine(self) -> sa.Engine:
+    @property
+    def _commits(self) -> Commits:
         """Opened by the first call: an actor cannot say clearly why its constructor failed."""
-        return open_database(self._url)
+        with self._opening:
+            if self._opened is None:
+                self._opened = Commits(open_database(self._url))
+            return self._opened
+
+
+def _insert(connection: sa.Connection, rows: Sequence[dict]) -> int:
+    """How many of the rows are new; ValueError where one is there with other content."""
+    gone = forgotten_among(connection, [row["pair_id"] for row in rows if row["author"]])
+    rows = [row for row in rows if row["pair_id"] not in gone]
+    if not rows:
+        return 0
+    insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    counted = insert(PAIRS).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    added = connection.execute(counted, rows).rowcount
+    if added < len(rows):
+        contents = _contents(connection, [row["pair_id"] for row in rows])
+        for row in rows:
+            _refuse_other_content(row, contents[row["pair_id"]])
+    return added
+
+
+def _contents(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
+    contents: dict[str, str] = {}
+    for some in chunks(ids):
+        query = sa.select(PAIRS.c.pair_id, PAIRS.c.content_sha256).where(PAIRS.c.pair_id.in_(some))
+        contents.update((row.pair_id, row.content_sha256) for row in connection.execute(query))
+    return contents
 
 
 def _refuse_other_content(row: dict, content: str) -> None:
@@ -70,22 +144,17 @@ def _refuse_other_content(row: dict, content: str) -> None:
         raise ValueError(f"pair {row['pair_id']} is there with other content: nothing of this call was kept")
 
 
-def _known(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
-    known: dict[str, str] = {}
-    for some in chunks(ids):
-        query = sa.select(PAIRS.c.pair_id, PAIRS.c.content_sha256).where(PAIRS.c.pair_id.in_(some))
-        known.update((row.pair_id, row.content_sha256) for row in connection.execute(query))
-    return known
-
-
-def _row(pair: Pair) -> dict:
+def _row(pair: Pair, created_at: str) -> dict:
     values = {name: getattr(pair, name) for name in PAIR_COLUMNS}
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(
                 f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite"
             )
-    # The usual weight is no content: a pair that was kept without one is the same pair.
-    hashed = {name: value for name, value in values.items() if (name, value) != ("weight", 1.0)}
+    # What is usual is no content: a pair that was kept before there was such a column is the same pair.
+    hashed = {name: value for name, value in values.items() if (name, value) not in _USUAL.items()}
     content = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-    return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": now(), **values}
+    return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": created_at, **values}
+
+
+_USUAL = {"weight": 1.0, "author": "", "cost": 0.0}
