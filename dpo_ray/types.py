@@ -63,6 +63,8 @@ class Judgement:
     """Higher is better. None: the judge could not say, which is never a low score."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Further measurements worth a curve, by name."""
+    cost: float = 0.0
+    """Money that it cost, in the judge's currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Pair:
     judge: str = ""
     weight: float = 1.0
     """Weight of this pair's loss among the others': finite and above 0."""
+    cost: float = 0.0
+    """Money that the judgement cost."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):

@@ -4,6 +4,7 @@ from dpo_ray.buffer.database import default_url
 from dpo_ray.buffer.snapshots import (
     SnapshotManifest,
     SnapshotQuery,
+    read_pair_ids,
     read_snapshot,
     read_snapshot_manifest,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "SnapshotManifest",
     "SnapshotQuery",
     "default_url",
+    "read_pair_ids",
     "read_snapshot",
     "read_snapshot_manifest",
 ]
