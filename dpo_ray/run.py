@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,15 @@ _SCORED = TypeAdapter(ScoredCompletion)
 class Run:
     """Opened again after a crash, it says what is left: every phase leaves a file when it is done."""
 
-    def __init__(self, config: IterativeDPOConfig, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, config: IterativeDPOConfig, prompts: Sequence[Prompt], answers: AnswerReader | None = None
+    ) -> None:
         self.config = config
+        self._answers = answers
         self.folder = RunFolder(config)
         self.storage = self.folder.storage
         self.registry = self.folder.registry
-        self.training_prompts, held_out = split_prompts(
+        self._training_prompts, held_out = split_prompts(
             prompts, held_out=config.evaluation.prompts, seed=config.seed
         )
         self.held_out = list(held_out)
@@ -48,7 +50,7 @@ class Run:
     def prompts(self, round_: int) -> list[Prompt]:
         """What the policy is sampled with in a round."""
         num = self.config.sampling.prompts_per_round
-        return round_prompts(self.training_prompts, round_=round_, num=num, seed=self.config.seed)
+        return round_prompts(self._training_prompts, round_=round_, num=num, seed=self.config.seed)
 
     def canary_sequences(self) -> tuple[tuple[int, ...], ...]:
         """Fixed token sequences that every pushed version is proven with."""
@@ -71,7 +73,7 @@ class Run:
     def make_pairs(self, round_: int, scored: list[ScoredCompletion]) -> MadePairs:
         """The same of the same completions, however often the round is done again."""
         return make_pairs(
-            scored, self.config.pairing, round_=round_, seed=self.config.seed, answer_of=self.answers
+            scored, self.config.pairing, round_=round_, seed=self.config.seed, answer_of=self._answers
         )
 
     def count_pairs(self, made: MadePairs, snapshot: SnapshotManifest) -> PairYield:
@@ -84,15 +86,6 @@ class Run:
                 f"{counts.advice()}"
             )
         return counts
-
-    @cached_property
-    def answers(self) -> AnswerReader | None:
-        """Reads what the prompts' rows answer, where the pair rule asks for it."""
-        column = self.config.pairing.answer_column
-        if column is None:
-            return None
-        folder = self.registry.fetch(0)
-        return AnswerReader(column, load_tokenizer(folder), load_context_length(folder))
 
     def start(self) -> None:
         """Write down how version 0 does, once."""
@@ -163,10 +156,9 @@ def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
         load_rule(config.pairing.rule)
     registry = PolicyRegistry(Storage(config.run_dir))
     folder = registry.fetch(0) if registry.has(0) else starting_model(config, terminal)
-    run = Run(config, _load_prompts(config, folder, terminal))
+    prompts = _load_prompts(config, folder, terminal)
+    run = Run(config, prompts, _answers(config, folder, prompts))
     publish_start(registry, folder, run.canary_sequences())
-    if run.answers is not None:
-        run.answers.check(run.training_prompts)
     run.end_trial()
     return run
 
@@ -212,6 +204,18 @@ def _load_prompts(config: IterativeDPOConfig, folder: Path | str, terminal: Term
         if count:
             terminal.say(f"{count} prompts were dropped: {reason}")
     return prompt_set.prompts
+
+
+def _answers(
+    config: IterativeDPOConfig, folder: Path | str, prompts: Sequence[Prompt]
+) -> AnswerReader | None:
+    """Reads what the prompts' rows answer, where the pair rule asks for it."""
+    column = config.pairing.answer_column
+    if column is None:
+        return None
+    answers = AnswerReader(column, load_tokenizer(folder), load_context_length(folder))
+    answers.check(prompts)
+    return answers
 
 
 def _samples_file(round_: int) -> str:
