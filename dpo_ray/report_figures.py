@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dpo_ray.pairing.yields import COMPLETION_LOSSES, MATCH_LOSSES, SNAPSHOT_LOSSES
+from dpo_ray.pairing.yields import COMPLETION_LOSSES, MATCH_LOSSES
 from dpo_ray.report_charts import Bars, Curve, Level, grouped_bars, line_chart, stacked_bars
 from dpo_ray.report_facts import (
     RunRecord,
@@ -129,7 +129,9 @@ def time_and_pairs(record: RunRecord) -> list[Figure]:
             Figure("Time per round", "Seconds.", Markup(stacked_bars(xs, [*phases, other], x_label=_ROUND))),
             Figure("Pairs per round", "", Markup(grouped_bars(xs, pairs, x_label=_ROUND))),
             _yield_figure(record, "Completions not paired", COMPLETION_LOSSES),
-            _yield_figure(record, "What the pair rule matched", ("kept", *SNAPSHOT_LOSSES, *MATCH_LOSSES)),
+            _yield_figure(
+                record, "What the pair rule matched", ("kept", "too_old", "over_limit", *MATCH_LOSSES)
+            ),
             Figure("Age of the pairs", "Versions, mean.", Markup(line_chart([age], x_label=_ROUND))),
         ]
     )

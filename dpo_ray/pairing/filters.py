@@ -3,16 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, assert_never
+from typing import assert_never
 
 from dpo_ray.config import PairingConfig
 from dpo_ray.evaluation import flaw
+from dpo_ray.pairing.yields import CompletionLoss, MatchLoss
 from dpo_ray.types import Completion, Pair, ScoredCompletion
 
-CompletionLoss = Literal["unjudged", "empty", "degenerate", "identical"]
-"""Why a completion is not paired."""
-MatchLoss = Literal["tie", "near_identical", "length", "degenerate_chosen", "no_answer"]
-"""Why what a rule has matched is no pair."""
 Measure = Callable[[Sequence[int], Sequence[int]], float]
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from dpo_ray.config import PairingConfig
 from dpo_ray.pairing.answers import Answer
-from dpo_ray.pairing.filters import MatchLoss, can_be_chosen, contenders_of, pair_loss
+from dpo_ray.pairing.filters import can_be_chosen, contenders_of, pair_loss
 from dpo_ray.pairing.rules import Contenders, apply_rule, reward_of
-from dpo_ray.pairing.yields import MadePairs, PairYield
+from dpo_ray.pairing.yields import MadePairs, MatchLoss, PairYield
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, Text
 
 AnswerOf = Callable[[Prompt], Answer | None]

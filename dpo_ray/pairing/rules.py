@@ -88,15 +88,17 @@ def random_pair(contenders: Contenders, random: Random) -> list[Match]:
 
 
 def best_vs_two_sigma(contenders: Contenders, random: Random) -> list[Match]:
-    """The best against the other one nearest to mean - 2 sigma of all rewards (arXiv:2502.16825).
+    """The best against the one nearest to mean - 2 sigma of all rewards (arXiv:2502.16825).
 
     Sigma is the population's standard deviation. Of two equally near, the lower reward counts.
     """
-    best = max(contenders, key=reward_of)
     rewards = [reward_of(contender) for contender in contenders]
     target = fmean(rewards) - 2 * pstdev(rewards)
-    others = [contender for contender in contenders if contender is not best]
-    return [(best, min(others, key=lambda other: (abs(reward_of(other) - target), reward_of(other))))]
+
+    def distance(contender: ScoredCompletion) -> tuple[float, float]:
+        return abs(reward_of(contender) - target), reward_of(contender)
+
+    return [(max(contenders, key=reward_of), min(contenders, key=distance))]
 
 
 def reward_of(scored: ScoredCompletion) -> float:

@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dpo_ray.types import Pair
 
 _PREFIX = "yield/"
 _POOR = 0.1
-COMPLETION_LOSSES = ("unjudged", "empty", "degenerate", "identical")
-MATCH_LOSSES = ("tie", "near_identical", "length", "degenerate_chosen", "no_answer")
-SNAPSHOT_LOSSES = ("too_old", "over_limit")
+CompletionLoss = Literal["unjudged", "empty", "degenerate", "identical"]
+"""Why a completion is not paired."""
+MatchLoss = Literal["tie", "near_identical", "length", "degenerate_chosen", "no_answer"]
+"""Why what a rule has matched is no pair."""
+COMPLETION_LOSSES: tuple[str, ...] = get_args(CompletionLoss)
+MATCH_LOSSES: tuple[str, ...] = get_args(MatchLoss)
 _ADVICE = {
     "unjudged": "take a judge that can rate these completions",
     "empty": "sample at a higher temperature",
@@ -65,7 +68,7 @@ class PairYield:
 
     @property
     def is_poor(self) -> bool:
-        """Whether the completions gave no pair, or nine in ten of them or of the matches were lost."""
+        """Whether the completions gave no pair, or more than nine in ten of them or of the matches were lost."""
         few_matched = self.usable < _POOR * self.completions
         return self.completions > 0 and (few_matched or self.made < max(_POOR * self.matched, 1))
 

@@ -88,12 +88,22 @@ def test_the_answer_is_chosen_and_the_worst_completion_rejected(tmp_path: Path) 
     assert pair.cost == 1.0
 
 
-def test_prompts_without_an_answer_and_repeated_answers_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "token_ids"),
+    [("right", codes("right")), ("right ", (*codes("right"), EOS))],
+    ids=["the same text, cut off", "the same tokens"],
+)
+def test_prompts_without_an_answer_and_repeated_answers_are_counted(
+    tmp_path: Path, text: str, token_ids: tuple[int, ...]
+) -> None:
     with_key = load_prompt(tmp_path, prompt="Q", key="right")
+    repeated = ScoredCompletion(
+        Completion(with_key, text, token_ids, -2.0, 3, "stop"), Judgement(0.0), "taste"
+    )
     without = load_prompt(tmp_path, prompt="P", other="right")
-    candidates = [answered(with_key, "right"), answered(without, "wrong")]
-    pairing = config("answer_vs_worst", answer_column="key")
-    made = make_pairs(candidates, pairing, round_=0, seed=0, answer_of=AnswerReader("key", PLAIN, 1000))
+    pairing, answer_of = config("answer_vs_worst", answer_column="key"), AnswerReader("key", PLAIN, 1000)
+    candidates = [repeated, answered(without, "wrong")]
+    made = make_pairs(candidates, pairing, round_=0, seed=0, answer_of=answer_of)
     assert made.pairs == []
     assert (made.counts.matched, made.counts.near_identical, made.counts.no_answer) == (2, 1, 1)
 

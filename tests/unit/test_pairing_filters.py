@@ -95,6 +95,11 @@ def test_where_all_are_degenerate_there_is_nothing_to_choose() -> None:
     assert made.counts.degenerate == 2
 
 
+def test_a_degenerate_completion_that_is_as_good_as_the_best_is_not_in_its_way() -> None:
+    candidates = [scored("cut", 2, end="length"), scored("good", 2), scored("poor", 1)]
+    assert texts(pairs_of(candidates, config(degenerate="reject_only"))) == [("good", "poor")]
+
+
 def test_a_text_that_was_cut_off_once_and_ended_once_is_the_one_that_ended() -> None:
     candidates = [scored("a", 1, end="length"), scored("a", 1), scored("b", 0)]
     (pair,) = pairs_of(candidates, config(degenerate="drop"))

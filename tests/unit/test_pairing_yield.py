@@ -7,7 +7,7 @@ from scored import config, scored
 
 from dpo_ray.config import PairingConfig
 from dpo_ray.pairing import MadePairs, PairYield, make_pairs
-from dpo_ray.pairing.yields import COMPLETION_LOSSES, MATCH_LOSSES, SNAPSHOT_LOSSES
+from dpo_ray.pairing.yields import COMPLETION_LOSSES, MATCH_LOSSES
 from dpo_ray.types import ScoredCompletion
 
 STRICT = {"min_margin": 1.0, "max_similarity": 0.6, "max_length_ratio": 3.0}
@@ -49,7 +49,7 @@ def test_the_counts_add_up(pairing: PairingConfig) -> None:
         assert counts.completions == len(completions)
         assert counts.completions == total(counts, *COMPLETION_LOSSES, "usable")
         assert counts.matched == total(counts, *MATCH_LOSSES, "made")
-        assert counts.made == len(made.pairs) == total(counts, *SNAPSHOT_LOSSES, "kept")
+        assert counts.made == len(made.pairs) == total(counts, "too_old", "over_limit", "kept")
         assert counts.kept == len(kept)
 
 
