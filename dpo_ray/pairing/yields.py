@@ -68,7 +68,7 @@ class PairYield:
 
     @property
     def is_poor(self) -> bool:
-        """Whether the completions gave no pair, or more than nine in ten of them or of the matches were lost."""
+        """Whether less than a tenth of the completions or of the matches remained, or no pair at all."""
         few_matched = self.usable < _POOR * self.completions
         return self.completions > 0 and (few_matched or self.made < max(_POOR * self.matched, 1))
 
