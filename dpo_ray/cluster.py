@@ -18,7 +18,6 @@ from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges.actor import JudgeActor
-from dpo_ray.learner import TrainingError
 from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
 from dpo_ray.sampler import RefusedError, Sampler
 from dpo_ray.storage import Storage
@@ -75,12 +74,6 @@ class Cluster:
 
     def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
         """The candidate that the round makes; a finished one is returned as it is."""
-        if not snapshot.rows:
-            raise TrainingError(
-                f"round {snapshot.round} has no pair to train on: in every prompt, all completions have one "
-                "reward or none. Sample more of them or at a higher temperature, lower pairing.min_margin, "
-                "or take a judge that tells them apart"
-            )
         candidate = snapshot.round + 1
         if not self._registry.has(candidate):
             assignment = TrainRound(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from dpo_ray.buffer import SnapshotManifest
 from dpo_ray.evaluation import mean, mean_metrics
+from dpo_ray.pairing import PairYield
 from dpo_ray.storage import Storage
 from dpo_ray.types import ScoredCompletion
 
@@ -27,9 +28,14 @@ def sample_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
     }
 
 
-def pair_metrics(made: int, snapshot: SnapshotManifest) -> dict[str, float]:
-    """Pairs that a round made, and those that it trains on."""
-    return {"pairs/made": made, "pairs/kept": snapshot.rows, "pairs/age_mean": snapshot.age_mean}
+def pair_metrics(counts: PairYield, snapshot: SnapshotManifest) -> dict[str, float]:
+    """Pairs that a round made, those that it trains on, and what became of its completions."""
+    return {
+        "pairs/made": counts.made,
+        "pairs/kept": snapshot.rows,
+        "pairs/age_mean": snapshot.age_mean,
+        **counts.metrics(),
+    }
 
 
 def write_steps(storage: Storage, round_: int, history: Sequence[StepMetrics]) -> None:

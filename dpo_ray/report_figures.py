@@ -1,10 +1,12 @@
 """Which figures a run's report shows, and what each is drawn from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from dpo_ray.pairing.yields import COMPLETION_LOSSES, MATCH_LOSSES
 from dpo_ray.report_charts import Bars, Curve, Level, grouped_bars, line_chart, stacked_bars
 from dpo_ray.report_facts import (
     RunRecord,
@@ -126,9 +128,19 @@ def time_and_pairs(record: RunRecord) -> list[Figure]:
         [
             Figure("Time per round", "Seconds.", Markup(stacked_bars(xs, [*phases, other], x_label=_ROUND))),
             Figure("Pairs per round", "", Markup(grouped_bars(xs, pairs, x_label=_ROUND))),
+            _yield_figure(record, "Completions not paired", COMPLETION_LOSSES),
+            _yield_figure(
+                record, "What the pair rule matched", ("kept", "too_old", "over_limit", *MATCH_LOSSES)
+            ),
             Figure("Age of the pairs", "Versions, mean.", Markup(line_chart([age], x_label=_ROUND))),
         ]
     )
+
+
+def _yield_figure(record: RunRecord, title: str, counts: Sequence[str]) -> Figure:
+    xs = [row["round"] for row in record.rounds]
+    bars = [Bars(name.replace("_", " "), _heights(record, f"yield/{name}")) for name in counts]
+    return Figure(title, "And why.", Markup(stacked_bars(xs, bars, x_label=_ROUND)))
 
 
 def _shown(figures: list[Figure]) -> list[Figure]:

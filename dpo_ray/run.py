@@ -7,11 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from dpo_ray.buffer import SnapshotManifest, read_pair_ids
 from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
 from dpo_ray.judges.function import load_judge
+from dpo_ray.learner import TrainingError
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
+from dpo_ray.pairing import AnswerReader, MadePairs, PairYield, load_rule, make_pairs
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.run_folder import RunFolder
@@ -27,8 +30,11 @@ _SCORED = TypeAdapter(ScoredCompletion)
 class Run:
     """Opened again after a crash, it says what is left: every phase leaves a file when it is done."""
 
-    def __init__(self, config: IterativeDPOConfig, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, config: IterativeDPOConfig, prompts: Sequence[Prompt], answers: AnswerReader | None = None
+    ) -> None:
         self.config = config
+        self._answers = answers
         self.folder = RunFolder(config)
         self.storage = self.folder.storage
         self.registry = self.folder.registry
@@ -63,6 +69,23 @@ class Run:
         lines = [_SCORED.dump_json(item).decode() for item in scored]
         self.storage.write_text(_samples_file(round_), "\n".join(lines) + "\n")
         return scored
+
+    def make_pairs(self, round_: int, scored: list[ScoredCompletion]) -> MadePairs:
+        """The same of the same completions, however often the round is done again."""
+        return make_pairs(
+            scored, self.config.pairing, round_=round_, seed=self.config.seed, answer_of=self._answers
+        )
+
+    def count_pairs(self, made: MadePairs, snapshot: SnapshotManifest) -> PairYield:
+        """What became of a round's completions; TrainingError where the round has nothing to train on."""
+        pair_ids = read_pair_ids(self.storage, snapshot)
+        counts = made.in_snapshot(pair_ids, min_policy_version=snapshot.query.min_policy_version)
+        if not snapshot.rows:
+            raise TrainingError(
+                f"round {snapshot.round} has no pair to train on: {counts.sentence()}. To get some, "
+                f"{counts.advice()}"
+            )
+        return counts
 
     def start(self) -> None:
         """Write down how version 0 does, once."""
@@ -126,12 +149,15 @@ def canary_sequences(prompts: Sequence[Sequence[int]]) -> tuple[tuple[int, ...],
 def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
     """The run of `config.run_dir`, with version 0 published and live.
 
-    ValueError: model, prompts or judge cannot be used, or the folder holds another run.
+    ValueError: model, prompts, judge or pair rule cannot be used, or the folder holds another run.
     """
     load_judge(config.judge.function)
+    if ":" in config.pairing.rule:
+        load_rule(config.pairing.rule)
     registry = PolicyRegistry(Storage(config.run_dir))
     folder = registry.fetch(0) if registry.has(0) else starting_model(config, terminal)
-    run = Run(config, _load_prompts(config, folder, terminal))
+    prompts = _load_prompts(config, folder, terminal)
+    run = Run(config, prompts, _answers(config, folder, prompts))
     publish_start(registry, folder, run.canary_sequences())
     run.end_trial()
     return run
@@ -178,6 +204,18 @@ def _load_prompts(config: IterativeDPOConfig, folder: Path | str, terminal: Term
         if count:
             terminal.say(f"{count} prompts were dropped: {reason}")
     return prompt_set.prompts
+
+
+def _answers(
+    config: IterativeDPOConfig, folder: Path | str, prompts: Sequence[Prompt]
+) -> AnswerReader | None:
+    """Reads what the prompts' rows answer, where the pair rule asks for it."""
+    column = config.pairing.answer_column
+    if column is None:
+        return None
+    answers = AnswerReader(column, load_tokenizer(folder), load_context_length(folder))
+    answers.check(prompts)
+    return answers
 
 
 def _samples_file(round_: int) -> str:

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dpo_ray.pairing import PairYield
+
 OnProgress = Callable[[int, int], None]
 _PHASES = ("sample", "judge", "train", "push")
 _COLUMNS: dict[str, tuple[str, str]] = {
@@ -78,6 +80,9 @@ class Terminal:
         cells = [f"{title} {_cell(row, name)}" for name, (title, _) in _COLUMNS.items()]
         extra = [f"{name.removeprefix('eval/')} {row[name]:.2f}" for name in _judge_metrics([row])]
         self.say(" · ".join([*cells[:5], *extra, *cells[5:]]))
+        counts = PairYield.from_metrics(row)
+        if counts.is_poor:
+            self.say(f"  [yellow]few pairs: {counts.sentence()}[/yellow]")
         if not row.get("gate/passed", True):
             refusal = f"  the gate refused this candidate: {row['gate/reason']}"
             self.console.print(refusal, style="yellow", soft_wrap=True, markup=False)

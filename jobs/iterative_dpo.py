@@ -18,7 +18,6 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
     """Improve the policy round by round; started again after a crash, go on."""
     from dpo_ray.gate import GateError, judge_candidate
     from dpo_ray.metrics import pair_metrics, sample_metrics
-    from dpo_ray.pairing import make_pairs
 
     cluster.evaluate(run.live(), run.held_out)
     run.start()
@@ -28,9 +27,10 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         if scored is None:
             completions = cluster.sample(run.prompts(round_), round_=round_)
             scored = run.keep_scored(round_, cluster.judge(completions))
-        pairs = make_pairs(scored, run.config.pairing, round_=round_)
-        cluster.put(pairs)
+        made = run.make_pairs(round_, scored)
+        cluster.put(made.pairs)
         snapshot = cluster.declare_snapshot(round_)
+        counts = run.count_pairs(made, snapshot)
         candidate = cluster.train(snapshot, run.canary_sequences())
         verdict = judge_candidate(candidate, run.config.gate)
         if verdict.passed:
@@ -38,7 +38,7 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         if not verdict.passed:
             cluster.reject(candidate.version, reason=verdict.reason)
         cluster.evaluate(run.live(), run.held_out)  # Another one than before where a person has moved LIVE.
-        metrics = {**sample_metrics(scored), **pair_metrics(len(pairs), snapshot), **terminal.seconds()}
+        metrics = {**sample_metrics(scored), **pair_metrics(counts, snapshot), **terminal.seconds()}
         terminal.round_line(run.finish(round_, metrics, verdict))  # Until this line, all can be redone.
         if not verdict.passed and run.config.gate.on_failure == "stop":
             raise GateError(
@@ -86,6 +86,7 @@ def main(config: IterativeDPOConfig) -> None:
     from dpo_ray.gate import GateError
     from dpo_ray.judges.function import JudgeError
     from dpo_ray.learner import TrainingError
+    from dpo_ray.pairing import PairingError
     from dpo_ray.report import write_report
     from dpo_ray.run import open_run
     from dpo_ray.sampler import SamplerError
@@ -100,7 +101,7 @@ def main(config: IterativeDPOConfig) -> None:
     if cluster is not None:
         try:
             improve(run, cluster, terminal)
-        except (JudgeError, StoreError, TrainingError, SamplerError, GateError) as error:
+        except (JudgeError, PairingError, StoreError, TrainingError, SamplerError, GateError) as error:
             exit_with(str(error), code=1)
         finally:
             cluster.close()

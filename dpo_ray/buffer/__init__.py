@@ -5,6 +5,7 @@ from dpo_ray.buffer.database import default_url
 from dpo_ray.buffer.sampling import SnapshotQuery
 from dpo_ray.buffer.snapshots import (
     SnapshotManifest,
+    read_pair_ids,
     read_snapshot,
     read_snapshot_manifest,
     snapshot_query,
@@ -18,6 +19,7 @@ __all__ = [
     "SnapshotQuery",
     "StoreError",
     "default_url",
+    "read_pair_ids",
     "read_snapshot",
     "read_snapshot_manifest",
     "snapshot_query",

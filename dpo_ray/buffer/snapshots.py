@@ -91,11 +91,20 @@ def read_snapshot_manifest(storage: Storage, round_: int) -> SnapshotManifest | 
 
 def read_snapshot(storage: Storage, manifest: SnapshotManifest) -> list[Pair]:
     """The pairs of a declared snapshot; ValueError where the file is not the declared one."""
+    rows = pq.read_table(_declared(storage, manifest)).to_pylist()
+    return [_pair(row) for row in rows]
+
+
+def read_pair_ids(storage: Storage, manifest: SnapshotManifest) -> set[str]:
+    """Which pairs are in a declared snapshot; ValueError where the file is not the declared one."""
+    return set(pq.read_table(_declared(storage, manifest), columns=["pair_id"])["pair_id"].to_pylist())
+
+
+def _declared(storage: Storage, manifest: SnapshotManifest) -> io.BytesIO:
     content = storage.read_bytes(snapshot_file(manifest.round))
     if hashlib.sha256(content).hexdigest() != manifest.sha256:
         raise ValueError(f"{snapshot_file(manifest.round)} is not the snapshot that its manifest declares")
-    rows = pq.read_table(io.BytesIO(content)).to_pylist()
-    return [_pair(row) for row in rows]
+    return io.BytesIO(content)
 
 
 def _select(connection: sa.Connection, query: SnapshotQuery) -> list[dict]:

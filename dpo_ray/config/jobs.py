@@ -1,13 +1,13 @@
 """What each job can be told."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from dpo_ray.config.buffer import BufferConfig
 from dpo_ray.config.judge import JudgeConfig
-from dpo_ray.config.loss import LossConfig
+from dpo_ray.config.loss import LossConfig, UnpairedLoss
 from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.sections import (
     ClusterConfig,
@@ -82,6 +82,17 @@ class IterativeDPOConfig(JobConfig):
             raise ValueError(
                 f"sampling.lora_rank is {served} and training.lora.rank {trained}: set both to one rank, or "
                 "sampling.lora_rank to 0, which serves merged weights"
+            )
+        of_two = [term.type for term in self.training.loss.terms if term.type not in get_args(UnpairedLoss)]
+        if self.pairing.rule == "unpaired" and of_two:
+            raise ValueError(
+                f"pairing.rule=unpaired gives single completions, and the loss {of_two[0]} compares two: "
+                "set training.loss.type to kto or bco, or pairing.rule to one that pairs them"
+            )
+        if self.pairing.rule == "answer_vs_worst" and self.training.loss.weighting == "wpo_sampler":
+            raise ValueError(
+                "training.loss.weighting=wpo_sampler needs the log-probs that the sampler recorded, and the "
+                "answers of pairing.rule=answer_vs_worst have none: set weighting to wpo"
             )
         if self.training.early_stopping.eval_every_steps:
             raise ValueError(

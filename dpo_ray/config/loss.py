@@ -14,6 +14,8 @@ ReferenceFreeLoss = Literal["slic", "cpo", "simpo", "orpo", "sft"]
 """Functions of the policy's log-probs alone."""
 BatchLoss = Literal["kto", "bco", "aot", "aot_unpaired"]
 """A pair's loss depends on the other pairs of the batch."""
+UnpairedLoss = Literal["kto", "bco", "sft"]
+"""A row may lack its chosen or its rejected completion."""
 LossType = Literal[MarginLoss, PairLoss, ReferenceFreeLoss, BatchLoss]
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 

@@ -1,13 +1,11 @@
 """A judge that is any Python function, found by its import path."""
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import SupportsFloat, cast
 
+from dpo_ray.import_path import load_function
 from dpo_ray.types import Completion, Judgement, ScoredCompletion
 
 JudgeFunction = Callable[[Sequence[Completion]], Sequence[Judgement | float | None]]
@@ -20,28 +18,7 @@ class JudgeError(ValueError):
 
 def load_judge(path: str) -> JudgeFunction:
     """The function at `module:function`; modules of the current directory can be imported."""
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"judge.function {path!r} is no import path: write module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(
-            f"judge.function {path!r}: module {module_name!r} cannot be imported from {os.getcwd()} or "
-            f"the Python path ({type(error).__name__}: {error})"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        callables = [
-            key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
-        ]
-        raise ValueError(
-            f"judge.function {path!r}: {name!r} is no function of {module_name!r}, "
-            f"which has {', '.join(callables) or 'none'}"
-        )
-    return cast(JudgeFunction, function)
+    return cast(JudgeFunction, load_function(path, setting="judge.function"))
 
 
 def judge_completions(

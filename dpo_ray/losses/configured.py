@@ -5,7 +5,7 @@ from typing import assert_never, get_args
 import torch
 from torch import Tensor
 
-from dpo_ray.config.loss import BatchLoss, LossConfig, LossTerm, ReferenceFreeLoss
+from dpo_ray.config.loss import BatchLoss, LossConfig, LossTerm, ReferenceFreeLoss, UnpairedLoss
 from dpo_ray.losses.batch import batch_term_loss
 from dpo_ray.losses.logps import PairLogps, per_token
 from dpo_ray.losses.margin import margin_term_loss
@@ -84,7 +84,7 @@ def needs_reference(config: LossConfig) -> bool:
 
 def accepts_unpaired(config: LossConfig) -> bool:
     """Whether rows may lack their chosen or their rejected completion."""
-    return all(term.type in ("kto", "bco", "sft") for term in config.terms)
+    return all(term.type in get_args(UnpairedLoss) for term in config.terms)
 
 
 def accepts_weights(config: LossConfig) -> bool:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from dpo_ray import lm_head
-from dpo_ray.judges import JudgeFunction, load_judge
+from dpo_ray.config import IterativeDPOConfig, parse_config
+from dpo_ray.judges import JudgeFunction, judge_completions, load_judge
 from dpo_ray.losses import PairLogps
-from dpo_ray.types import Completion, Prompt
+from dpo_ray.pairing import make_pairs
+from dpo_ray.types import Completion, Judgement, Prompt, ScoredCompletion
 from examples import custom_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +73,34 @@ def test_each_completion_is_judged_by_its_own_row(exact_answer: JudgeFunction) -
 def test_the_shorter_answer_is_the_better_one(in_root: None) -> None:
     judge = load_judge("examples.judge:shorter_is_better")
     assert judge([completion("so", num_tokens=1), completion("and so on", num_tokens=4)]) == [-1.0, -4.0]
+
+
+def answered(text: str, reward: float | None) -> ScoredCompletion:
+    return ScoredCompletion(completion(text, num_tokens=len(text)), Judgement(reward), "taste")
+
+
+def test_a_rule_of_ones_own_is_one_line_of_the_settings(in_root: None) -> None:
+    job = ["--pairing.rule", "examples.pair_rule:shortest_best"]
+    pairing = parse_config(IterativeDPOConfig, job).pairing
+    candidates = [
+        *(answered("right, at length", 1), answered("right", 1)),
+        *(answered("wrong, at length", 0), answered("no", 0), answered("unjudged", None)),
+    ]
+    (pair,) = make_pairs(candidates, pairing, round_=0, seed=0).pairs
+    assert (pair.chosen, pair.rejected) == ("right", "no")
+
+
+def test_a_judge_and_a_rule_of_ones_own_make_the_pairs(in_root: None) -> None:
+    judge, rule = "examples.judge:exact_answer", "examples.pair_rule:shortest_best"
+    job = ["--prompts", "questions.jsonl", "--judge.function", judge, "--pairing.rule", rule]
+    config = parse_config(IterativeDPOConfig, job)
+    fields: dict[str, object] = {"answer": "#### 7"}
+    texts = ["It is certainly 7", "7", "It is 8, I think", "so 8"]
+    completions = [completion(text, num_tokens=len(text), fields=fields) for text in texts]
+    scored = judge_completions(load_judge(config.judge.function), judge, completions)
+    (pair,) = make_pairs(scored, config.pairing, round_=0, seed=0).pairs
+    assert (pair.chosen, pair.rejected) == ("7", "so 8")
+    assert (pair.judge, pair.chosen_reward, pair.rejected_reward) == (judge, 1.0, 0.0)
 
 
 def test_the_client_tells_its_options() -> None:

@@ -7,6 +7,7 @@ from test_buffer import all_of_round
 
 from dpo_ray.buffer import SnapshotManifest
 from dpo_ray.metrics import pair_metrics, read_steps, sample_metrics, write_steps
+from dpo_ray.pairing import PairYield
 from dpo_ray.storage import Storage
 from dpo_ray.types import Completion, Judgement, Prompt, ScoredCompletion
 
@@ -39,7 +40,10 @@ def test_pairs_made_and_pairs_trained_on_are_two_numbers() -> None:
     snapshot = SnapshotManifest(
         round=2, rows=17, sha256="", age_mean=0.75, query=all_of_round(2), created_at=""
     )
-    assert pair_metrics(5, snapshot) == {"pairs/made": 5, "pairs/kept": 17, "pairs/age_mean": 0.75}
+    counts = PairYield(completions=16, matched=6, tie=1, made=5, over_limit=3, kept=2)
+    metrics = pair_metrics(counts, snapshot)
+    assert (metrics["pairs/made"], metrics["pairs/kept"], metrics["pairs/age_mean"]) == (5, 17, 0.75)
+    assert (metrics["yield/completions"], metrics["yield/tie"], metrics["yield/kept"]) == (16, 1, 2)
 
 
 def test_steps_come_back_and_are_replaced_as_a_whole(storage: Storage) -> None:

@@ -14,6 +14,7 @@ from dpo_ray.registry import PolicyRegistry
 from dpo_ray.report import format_number, main, read_run, render, write_report
 from dpo_ray.report_charts import Curve, line_chart
 from dpo_ray.report_facts import RunRecord, result
+from dpo_ray.report_figures import time_and_pairs
 from dpo_ray.storage import Storage
 
 ATTACK = "<script>alert('x')</script> <img src=\"https://evil.example/x.png\">"
@@ -50,6 +51,9 @@ ROUND = {
     "judge/grammatical": 0.9,
     "pairs/made": 4,
     "pairs/kept": 3,
+    "yield/tie": 2,
+    "yield/kept": 3,
+    "yield/unjudged": 5,
     "time/train_s": 2.5,
     "time/round_s": 4.0,
     "eval/reward_mean": 0.8765,
@@ -118,6 +122,17 @@ def test_tables_hold_the_recorded_numbers(run: Path) -> None:
     assert HASH[:12] in html
     assert '<td class="text">passed</td>' in html
     assert "<dt>Beta</dt><dd><wbr>0.25</dd>" in html
+
+
+def test_what_became_of_the_completions_is_drawn_where_it_was_counted(run: Path) -> None:
+    unpaired, matched = "Completions not paired", "What the pair rule matched"
+    drawn = {figure.title: figure.svg for figure in time_and_pairs(read_run(Storage(str(run))))}
+    assert "tie" in drawn[matched] and "length" not in drawn[matched]
+    assert unpaired in drawn
+    uncounted = {name: count for name, count in ROUND.items() if not name.startswith("yield/")}
+    write_lines(run / "metrics.jsonl", [START, uncounted])
+    titles = {figure.title for figure in time_and_pairs(read_run(Storage(str(run))))}
+    assert titles == drawn.keys() - {unpaired, matched}
 
 
 def test_model_text_is_shown_as_text(run: Path) -> None:

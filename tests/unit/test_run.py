@@ -8,11 +8,18 @@ import pytest
 import yaml
 from fake_cluster import publish_weights
 
-from dpo_ray.config import EvaluationConfig, GateConfig, IterativeDPOConfig, JudgeConfig, SamplingConfig
+from dpo_ray.config import (
+    EvaluationConfig,
+    GateConfig,
+    IterativeDPOConfig,
+    JudgeConfig,
+    PairingConfig,
+    SamplingConfig,
+)
 from dpo_ray.evaluation import EvaluatedCompletion, write_evaluation
 from dpo_ray.gate import Verdict
 from dpo_ray.metrics import write_steps
-from dpo_ray.models import load_model, make_canaries, make_scorer
+from dpo_ray.models import load_model, load_tokenizer, make_canaries, make_scorer
 from dpo_ray.registry import PolicyManifest
 from dpo_ray.run import Run, open_run
 from dpo_ray.terminal import Terminal
@@ -208,6 +215,38 @@ def test_the_win_rates_are_against_the_start_and_against_the_parent(run: Run) ->
 def test_an_answer_longer_than_the_context_is_refused(config: IterativeDPOConfig) -> None:
     with pytest.raises(ValueError, match=r"sampling\.max_new_tokens=64 leaves no room .* of 64 tokens"):
         open_run(changed(config, sampling=SamplingConfig(max_new_tokens=64)), Terminal())
+
+
+def test_the_answer_of_a_row_is_paired_with_what_the_policy_said(config: IterativeDPOConfig) -> None:
+    """The key of "the film" is "film"."""
+    pairing = PairingConfig(rule="answer_vs_worst", answer_column="key")
+    run = open_run(changed(config, pairing=pairing), Terminal())
+    (prompt, *_) = run.prompts(0)
+    completion = Completion(prompt, "no answer", (3, 4), -1.0, 0, "stop")
+    (pair,) = run.make_pairs(0, [ScoredCompletion(completion, Judgement(0.5), "taste")]).pairs
+    tokenizer = load_tokenizer(run.registry.fetch(0))
+    assert pair.chosen == prompt.fields["key"]
+    assert pair.chosen_ids[-1] == tokenizer.eos_token_id
+    assert str(tokenizer.decode(list(pair.chosen_ids[:-1]))).strip() == pair.chosen
+    assert (pair.prompt_ids, pair.rejected_ids) == (prompt.token_ids, (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("pairing", "message"),
+    [
+        ({"rule": "statistics:nope"}, "pairing.rule .* is no function of 'statistics'"),
+        (
+            {"rule": "answer_vs_worst", "answer_column": "nope"},
+            "'nope' is in no prompt's row: give one of key",
+        ),
+    ],
+)
+def test_a_pair_rule_that_cannot_be_is_refused_before_anything_is_written(
+    config: IterativeDPOConfig, pairing: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_run(changed(config, pairing=PairingConfig.model_validate(pairing)), Terminal())
+    assert not Path(config.run_dir).exists()
 
 
 def test_a_judge_that_is_not_there_is_refused_before_anything_is_written(
