@@ -15,6 +15,7 @@ from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, Snaps
 from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
+from dpo_ray.judges import prompt_shares, require_judged
 from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.learner import TrainingError
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
@@ -33,14 +34,16 @@ _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 class Cluster:
     """Every call shows its progress, and returns when its effect is durable."""
 
-    def __init__(self, config: IterativeDPOConfig, handle: DeploymentHandle, terminal: Terminal) -> None:
+    def __init__(
+        self, config: IterativeDPOConfig, handle: DeploymentHandle, terminal: Terminal, *, live_url: str
+    ) -> None:
         self._config = config
         self._storage = Storage(config.run_dir)
         self._registry = PolicyRegistry(self._storage)
         self._terminal = terminal
         self._sampler = Sampler(handle, replicas=config.sampling.replicas)
         self._buffer = _start_buffer(config, self._storage)
-        self._judges = _start_judges(config)
+        self._judges = _start_judges(config, live_url)
         self._trainers = TrainerGroup(config.run_dir, config.training)
 
     def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:
@@ -142,10 +145,11 @@ class Cluster:
         ray.shutdown()
 
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        share = -(-len(completions) // len(self._judges))
-        parts = [completions[start : start + share] for start in range(0, len(completions), share)]
+        parts = prompt_shares(completions, len(self._judges))
         pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
-        return [scored for part in pending for scored in _result(part)]
+        scored = [scored for part in pending for scored in _result(part)]
+        require_judged(scored, self._config.judge)
+        return scored
 
     def _push(self) -> None:
         with self._terminal.phase("push"):
@@ -224,7 +228,7 @@ def all_bundles(config: IterativeDPOConfig) -> list[Bundle]:
     """What each sampler replica, training worker and judge reserves."""
     sampling, judge = config.sampling, config.judge
     replica: Bundle = {"CPU": sampling.cpus_per_replica, "GPU": sampling.gpus_per_replica}
-    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": 0.0}] * judge.actors
+    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": judge.gpus_per_actor}] * judge.actors
     return [*training_bundles(config.training), *[replica] * sampling.replicas, *judges]
 
 
@@ -235,9 +239,10 @@ def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
     return buffer
 
 
-def _start_judges(config: IterativeDPOConfig) -> list[Any]:
-    actor = ray.remote(num_cpus=config.judge.cpus_per_actor, **_RETRIED)(JudgeActor)
-    return [actor.remote(config.judge.function) for _ in range(config.judge.actors)]
+def _start_judges(config: IterativeDPOConfig, live_url: str) -> list[Any]:
+    judge = config.judge
+    actor = ray.remote(num_cpus=judge.cpus_per_actor, num_gpus=judge.gpus_per_actor, **_RETRIED)(JudgeActor)
+    return [actor.remote(judge, config.run_dir, place, live_url) for place in range(judge.actors)]
 
 
 def _result(reference: ray.ObjectRef) -> Any:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
-from dpo_ray.judges.function import load_judge
+from dpo_ray.judges import check_judges
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
@@ -128,7 +128,7 @@ def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
 
     ValueError: model, prompts or judge cannot be used, or the folder holds another run.
     """
-    load_judge(config.judge.function)
+    check_judges(config.judge)
     registry = PolicyRegistry(Storage(config.run_dir))
     folder = registry.fetch(0) if registry.has(0) else starting_model(config, terminal)
     run = Run(config, _load_prompts(config, folder, terminal))

@@ -63,6 +63,10 @@ class Judgement:
     """Higher is better. None: the judge could not say, which is never a low score."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Further measurements worth a curve, by name."""
+    cost: float = 0.0
+    """Money that it cost, in the judge's currency."""
+    reason: str = ""
+    """Why there is no reward, where that is known: `budget`, or what failed."""
 
 
 @dataclass(frozen=True, slots=True)

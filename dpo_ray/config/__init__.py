@@ -10,7 +10,7 @@ from dpo_ray.config.jobs import (
     ServeConfig,
     SFTConfig,
 )
-from dpo_ray.config.judge import JudgeConfig
+from dpo_ray.config.judge import LIVE, BudgetConfig, JudgeConfig, JudgeTerm
 from dpo_ray.config.loss import LossConfig, LossTerm
 from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.section import Section
@@ -26,7 +26,9 @@ from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceCo
 
 __all__ = [
     "CONFIGS",
+    "LIVE",
     "BetaSweepConfig",
+    "BudgetConfig",
     "BufferConfig",
     "ClusterConfig",
     "EarlyStoppingConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "IterativeDPOConfig",
     "JobConfig",
     "JudgeConfig",
+    "JudgeTerm",
     "LoraConfig",
     "LossConfig",
     "LossTerm",

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dpo_ray.config.buffer import BufferConfig
-from dpo_ray.config.judge import JudgeConfig
+from dpo_ray.config.judge import LIVE, JudgeConfig
 from dpo_ray.config.loss import LossConfig
 from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.sections import (
@@ -72,11 +72,7 @@ class IterativeDPOConfig(JobConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
-            raise ValueError(
-                f"the judge of film reviews cannot score prompts of {self.prompts}: "
-                "set --judge.function module:function"
-            )
+        _check_judge(self.judge, self.prompts)
         if self.training.early_stopping.eval_every_steps:
             raise ValueError(
                 "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, "
@@ -143,11 +139,9 @@ class BetaSweepConfig(OfflineDPOConfig):
     def _check_sweep(self) -> Self:
         if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
             raise ValueError(f"betas={list(self.betas)}: give different positive numbers")
-        if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
-            raise ValueError(
-                f"the judge of film reviews cannot score prompts of {self.prompts}: "
-                "set --judge.function module:function"
-            )
+        _check_judge(self.judge, self.prompts)
+        if any(term.url == LIVE for term in self.judge.terms):
+            raise ValueError(f"judge.url={LIVE}: a sweep has no live policy: give the URL of an endpoint")
         return self
 
 
@@ -180,3 +174,12 @@ class ServeConfig(Settings):
 
     serving: ServingConfig = ServingConfig()
     """The live policy's HTTP endpoint."""
+
+
+def _check_judge(judge: JudgeConfig, prompts: str) -> None:
+    functions = [term.function for term in judge.terms if term.kind == "function"]
+    if prompts != "film_reviews" and any(name.startswith("dpo_ray.film_reviews:") for name in functions):
+        raise ValueError(
+            f"the judge of film reviews cannot score prompts of {prompts}: "
+            "set --judge.function module:function, or another --judge.kind"
+        )

@@ -1,0 +1,189 @@
+"""A language model as a judge, on any OpenAI-compatible endpoint."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import openai
+
+from dpo_ray.config import JudgeTerm
+from dpo_ray.judges.asking import CallError, HopelessCallError, LateCallError, Reply
+from dpo_ray.judges.budget import Usage
+from dpo_ray.judges.function import Question
+from dpo_ray.types import Completion, Prompt, Text
+
+_PROMPTS = Path(__file__).parent / "prompts"
+_LAST_OBJECT = re.compile(r"\{[^{}]*\}\s*\Z")
+_WRAPPING_TOKENS = 64
+"""At most what a chat template writes around one message."""
+_REPEATABLE = (408, 409, 425, 429)
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer says beside its reason, and the reward that this means."""
+
+    field: str
+    rewards: dict[str | int, float]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        properties = {"reason": {"type": "string"}, self.field: {"enum": list(self.rewards)}}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+
+
+class ModelService:
+    """Asks for one completion's score, or for the better of two."""
+
+    batch_size = 1
+
+    def __init__(self, term: JudgeTerm, url: str) -> None:
+        """ValueError: the template or the API key is not there. `url`: the endpoint's."""
+        self._term = term
+        self._form = answer_form(term)
+        self._template = load_template(term)
+        self._key = api_key(term)
+        self._client = openai.OpenAI(
+            base_url=url, api_key=self._key or "none", timeout=term.timeout_s, max_retries=0
+        )
+        asked = term.model_dump(
+            include={"model", "rubric", "scale", "output", "temperature", "max_new_tokens"}
+        )
+        self.identity = json.dumps(["llm", url, term.mode, template_text(term), asked], sort_keys=True)
+
+    def most(self, questions: Sequence[Question]) -> Usage:
+        """A token is a byte or more."""
+        [question] = questions
+        return self._usage(len(self._ask(question).encode()) + _WRAPPING_TOKENS, self._term.max_new_tokens)
+
+    def call(self, questions: Sequence[Question]) -> Reply:
+        [question] = questions
+        try:
+            answer = self._client.chat.completions.create(
+                model=self._term.model,
+                messages=[{"role": "user", "content": self._ask(question)}],
+                max_completion_tokens=self._term.max_new_tokens,
+                **self._options(),
+            )
+        except openai.APITimeoutError:
+            raise LateCallError(f"no answer within {self._term.timeout_s:g} s") from None
+        except openai.APIStatusError as error:
+            raise status_error(error.status_code, error.message, self._key) from None
+        except openai.OpenAIError as error:
+            raise CallError(f"{type(error).__name__}: {error}") from None
+        return self._reply(answer, questions)
+
+    def rewards(self, text: str, questions: Sequence[Question]) -> list[float | None]:
+        return [read_answer(text, self._form)]
+
+    def _ask(self, question: Question) -> str:
+        return render(self._template, self._term, question)
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self._term.temperature is not None:
+            options["temperature"] = self._term.temperature
+        if self._term.output == "json_schema":
+            schema = {"name": "judgement", "strict": True, "schema": self._form.schema}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return options
+
+    def _reply(self, answer: Any, questions: Sequence[Question]) -> Reply:
+        """A server may answer anything, and need not say what it used."""
+        usage = getattr(answer, "usage", None)
+        used = self._usage(usage.prompt_tokens, usage.completion_tokens) if usage else self.most(questions)
+        choices = getattr(answer, "choices", None)
+        return Reply((choices[0].message.content or "") if choices else "", used)
+
+    def _usage(self, input_tokens: int, output_tokens: int) -> Usage:
+        money = input_tokens * self._term.input_price + output_tokens * self._term.output_price
+        return Usage(1, input_tokens + output_tokens, money / _MILLION)
+
+
+def answer_form(term: JudgeTerm) -> Form:
+    if term.mode == "pairwise":
+        return Form("better", {"A": 1.0, "B": 0.0, "tie": 0.5})
+    return Form("score", {score: float(score) for score in range(1, term.scale + 1)})
+
+
+def read_answer(text: str, form: Form) -> float:
+    """The reward of the one JSON object that ends an answer. ValueError: there is none of this form."""
+    found = _LAST_OBJECT.search(text)
+    if found is None:
+        raise ValueError(f"no JSON object at the end of {text[-60:]!r}")
+    answer = json.loads(found.group())
+    value = answer.get(form.field)
+    # Of the right type too: true is no score of 1.
+    known = {(type(key), key): reward for key, reward in form.rewards.items()}
+    is_known = isinstance(value, str | int) and (type(value), value) in known
+    if not is_known or set(answer) - {"reason", form.field}:
+        raise ValueError(f"{form.field} is not one of {list(form.rewards)} in {found.group()[-60:]!r}")
+    return known[type(value), value]
+
+
+def load_template(term: JudgeTerm) -> jinja2.Template:
+    """ValueError: it is no template that such questions fill."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    try:
+        template = environment.from_string(template_text(term))
+        trial = Completion(Prompt("a request", ()), "an answer", (), 0.0, 0, "stop")
+        render(template, term, (trial,) * (2 if term.mode == "pairwise" else 1))
+    except jinja2.TemplateError as error:
+        raise ValueError(
+            f"judge.template {term.template!r} cannot be filled ({error}): it may use prompt, fields, "
+            "rubric, scale, first, and pairwise second"
+        ) from None
+    return template
+
+
+def template_text(term: JudgeTerm) -> str:
+    path = Path(term.template) if term.template else _PROMPTS / f"{term.mode}.jinja"
+    if not path.is_file():
+        raise ValueError(f"judge.template {term.template}: there is no such file")
+    return path.read_text()
+
+
+def render(template: jinja2.Template, term: JudgeTerm, question: Question) -> str:
+    """The question as the judge reads it."""
+    sides = dict(zip(("first", "second"), (completion.text for completion in question), strict=False))
+    prompt = question[0].prompt
+    return template.render(
+        prompt=as_transcript(prompt.text), fields=prompt.fields, rubric=term.rubric, scale=term.scale, **sides
+    )
+
+
+def as_transcript(text: Text) -> str:
+    """Messages as one text."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in text)
+
+
+def api_key(term: JudgeTerm) -> str:
+    """From the environment; "" where none is asked for."""
+    if not term.api_key_variable:
+        return ""
+    key = os.environ.get(term.api_key_variable, "")
+    if not key:
+        raise ValueError(
+            f"judge.api_key_variable: ${term.api_key_variable} is not set: put the API key there, where the "
+            "job is started and on Ray's nodes"
+        )
+    return key
+
+
+def status_error(status: int, message: str, key: str) -> CallError:
+    """What an HTTP status means for the next call; the key is never part of it."""
+    text = f"HTTP {status}: {message.replace(key, '***') if key else message}"[:200]
+    return CallError(text) if status >= 500 or status in _REPEATABLE else HopelessCallError(text)
