@@ -64,7 +64,7 @@ def require_judged(scored: Sequence[ScoredCompletion], config: JudgeConfig) -> N
     spent = reasons.pop(BUDGET, 0)
     if spent and config.budget.on_exhausted == "stop":
         raise JudgeError(
-            f"judge {config.full_name}: the budget is spent, and {spent} of {len(scored)} completions are not "
+            f"judge {config.full_name}: the budget is spent, {spent} of {len(scored)} completions are not "
             "judged: raise judge.budget and start the job again, or set its on_exhausted to continue"
         )
     if is_nothing and reasons:
@@ -89,7 +89,10 @@ def prompt_shares(completions: Sequence[Completion], num: int) -> list[list[Comp
 def _llm_judge(term: JudgeTerm, spending: Spending, live_url: str) -> JudgeFunction:
     from dpo_ray.judges.llm import ModelService
 
-    if term.url == LIVE:  # Another policy answers after each push.
+    if term.url == LIVE:
+        if not live_url:
+            raise ValueError(f"judge.url={LIVE}: no policy is live here: give its URL (http://…/v1)")
+        # Another policy answers after each push.
         term = term.model_copy(update={"keep_answers": False})
     service = ModelService(term, live_url if term.url == LIVE else term.url)
     if term.mode == "pointwise":

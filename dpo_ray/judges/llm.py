@@ -10,12 +10,13 @@ from typing import Any
 
 import jinja2
 import openai
+from jinja2.meta import find_undeclared_variables
 
 from dpo_ray.config import JudgeTerm
 from dpo_ray.judges.asking import CallError, HopelessCallError, LateCallError, Reply
 from dpo_ray.judges.budget import Usage
 from dpo_ray.judges.function import Question
-from dpo_ray.types import Completion, Prompt, Text
+from dpo_ray.types import Text
 
 _PROMPTS = Path(__file__).parent / "prompts"
 _LAST_OBJECT = re.compile(r"\{[^{}]*\}\s*\Z")
@@ -23,6 +24,8 @@ _WRAPPING_TOKENS = 64
 """At most what a chat template writes around one message."""
 _REPEATABLE = (408, 409, 425, 429)
 _MILLION = 1_000_000
+_VARIABLES = ("prompt", "fields", "rubric", "scale", "first", "second")
+"""What a template may use: the prompt and its row's other columns, settings, one or two completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,12 @@ class ModelService:
             raise LateCallError(f"no answer within {self._term.timeout_s:g} s") from None
         except openai.APIStatusError as error:
             raise status_error(error.status_code, error.message, self._key) from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, json.JSONDecodeError) as error:
             raise CallError(f"{type(error).__name__}: {error}") from None
-        return self._reply(answer, questions)
+        try:
+            return self._reply(answer, questions)
+        except (AttributeError, TypeError, IndexError):  # The client checks no answer's form.
+            return Reply("", self.most(questions))
 
     def rewards(self, text: str, questions: Sequence[Question]) -> list[float | None]:
         return [read_answer(text, self._form)]
@@ -100,11 +106,9 @@ class ModelService:
         return options
 
     def _reply(self, answer: Any, questions: Sequence[Question]) -> Reply:
-        """A server may answer anything, and need not say what it used."""
-        usage = getattr(answer, "usage", None)
+        usage = answer.usage  # Which not every server counts.
         used = self._usage(usage.prompt_tokens, usage.completion_tokens) if usage else self.most(questions)
-        choices = getattr(answer, "choices", None)
-        return Reply((choices[0].message.content or "") if choices else "", used)
+        return Reply(answer.choices[0].message.content or "", used)
 
     def _usage(self, input_tokens: int, output_tokens: int) -> Usage:
         money = input_tokens * self._term.input_price + output_tokens * self._term.output_price
@@ -133,18 +137,19 @@ def read_answer(text: str, form: Form) -> float:
 
 
 def load_template(term: JudgeTerm) -> jinja2.Template:
-    """ValueError: it is no template that such questions fill."""
+    """ValueError: it is no template, or uses what there is not."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    text = template_text(term)
     try:
-        template = environment.from_string(template_text(term))
-        trial = Completion(Prompt("a request", ()), "an answer", (), 0.0, 0, "stop")
-        render(template, term, (trial,) * (2 if term.mode == "pairwise" else 1))
+        unknown = find_undeclared_variables(environment.parse(text)) - set(_VARIABLES)
     except jinja2.TemplateError as error:
+        raise ValueError(f"judge.template {term.template} is no Jinja template: {error}") from None
+    if unknown:
         raise ValueError(
-            f"judge.template {term.template!r} cannot be filled ({error}): it may use prompt, fields, "
-            "rubric, scale, first, and pairwise second"
-        ) from None
-    return template
+            f"judge.template {term.template} uses {', '.join(sorted(unknown))}: "
+            f"there are {', '.join(_VARIABLES)}"
+        )
+    return environment.from_string(text)
 
 
 def template_text(term: JudgeTerm) -> str:

@@ -94,9 +94,9 @@ def _distinct(completions: Sequence[Completion]) -> list[list[list[int]]]:
 
 def _meetings(groups: Sequence[list[list[int]]], *, both_orders: bool) -> Iterator[tuple[int, int]]:
     """The first of each text against each other; in one order only, the first place goes to both in turn."""
-    for texts in groups:
-        for number, (one, other) in enumerate(combinations([same[0] for same in texts], 2)):
-            yield (one, other) if both_orders or number % 2 == 0 else (other, one)
+    meetings = (sides for texts in groups for sides in combinations([same[0] for same in texts], 2))
+    for number, (one, other) in enumerate(meetings):
+        yield (one, other) if both_orders or number % 2 == 0 else (other, one)
 
 
 def _judgements(groups: Sequence[list[list[int]]], contests: Sequence[Contest], num: int) -> list[Judgement]:

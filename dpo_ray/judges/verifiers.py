@@ -12,7 +12,7 @@ from dpo_ray.types import Completion, Judgement
 
 _KEY_MARK = "####"
 """GSM8K (arXiv:2110.14168) writes the answer after its solution and this mark."""
-_TIMEOUT_S = 5
+_TIMEOUT_S = 2
 
 
 def regex_judge(pattern: str) -> JudgeFunction:
