@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
 from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, TrainRound
-from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
+from dpo_ray.evaluation import beside_start, evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges import prompt_shares, require_judged
 from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.learner import TrainingError
@@ -134,7 +134,7 @@ class Cluster:
         per_prompt = self._config.evaluation.samples_per_prompt
         with self._terminal.phase("evaluate", f"evaluate version {version}"):
             completions = self._sample_as(version, prompts, self._params(per_prompt))
-            scored = self._judge(completions)
+            scored = self._judge_held_out(version, completions)
             sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
             start_logps = self._trainers.run(ScoreWithStart(sequences))
             write_evaluation(self._storage, version, evaluated(scored, start_logps, per_prompt=per_prompt))
@@ -150,6 +150,15 @@ class Cluster:
         scored = [scored for part in pending for scored in _result(part)]
         require_judged(scored, self._config.judge)
         return scored
+
+    def _judge_held_out(self, version: int, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        """Where a judge compares, with the start: among its own, a version's completions win the half."""
+        start = read_evaluation(self._storage, 0) if self._config.judge.is_relative else None
+        if start is None:
+            return self._judge(completions)
+        per_prompt = self._config.evaluation.samples_per_prompt
+        judged = self._judge(beside_start(completions, start, per_prompt=per_prompt))
+        return [item for item in judged if item.completion.policy_version == version]
 
     def _push(self) -> None:
         with self._terminal.phase("push"):

@@ -171,6 +171,14 @@ class JudgeConfig(JudgeTerm):
         names = ", ".join(term.name for term in self.terms)
         return f"{self.combine} of {names}" if self.plus else names
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether a reward says how a completion does among the others, and means nothing beside others."""
+        compared = any(
+            term.kind == "pairwise" or (term.kind, term.mode) == ("llm", "pairwise") for term in self.terms
+        )
+        return compared or self.combine == "majority"
+
     @model_validator(mode="after")
     def _check_judges(self) -> Self:
         if self.combine != "mean" and not self.plus:

@@ -65,8 +65,8 @@ class Spending:
             self._changed.wait_for(lambda: self._has_room(most) or not self._calls_in_flight)
             if not self._has_room(most):
                 raise BudgetSpentError
-            self._calls_in_flight += 1
             self._keep(self.used + most)
+            self._calls_in_flight += 1
 
     def _leave(self, most: Usage, used: Usage) -> None:
         with self._changed:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,25 @@ def answer_form(term: JudgeTerm) -> Form:
 
 def read_answer(text: str, form: Form) -> float:
     """The reward of the one JSON object that ends an answer. ValueError: there is none of this form."""
-    found = _LAST_OBJECT.search(text)
-    if found is None:
-        raise ValueError(f"no JSON object at the end of {text[-60:]!r}")
-    answer = json.loads(found.group())
+    answer = _last_object(text)
     value = answer.get(form.field)
     # Of the right type too: true is no score of 1.
     known = {(type(key), key): reward for key, reward in form.rewards.items()}
     is_known = isinstance(value, str | int) and (type(value), value) in known
     if not is_known or set(answer) - {"reason", form.field}:
-        raise ValueError(f"{form.field} is not one of {list(form.rewards)} in {found.group()[-60:]!r}")
+        raise ValueError(f"{form.field} is not one of {list(form.rewards)} in {text[-60:]!r}")
     return known[type(value), value]
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    """All of a text, or what ends it and has no braces inside."""
+    found = _LAST_OBJECT.search(text)
+    for candidate in (text, found.group() if found else ""):
+        with suppress(json.JSONDecodeError):
+            answer = json.loads(candidate)
+            if isinstance(answer, dict):
+                return answer
+    raise ValueError(f"no JSON object at the end of {text[-60:]!r}")
 
 
 def load_template(term: JudgeTerm) -> jinja2.Template:

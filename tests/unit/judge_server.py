@@ -34,7 +34,7 @@ class JudgeServer:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
             fault = self.faults.pop(0) if self.faults else None
-        time.sleep(1.0 if fault == "slow" else self.delay_s)
+        time.sleep(2.0 if fault == "slow" else self.delay_s)
         with self._lock:
             self._now -= 1
         if isinstance(fault, int):

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from dpo_ray import lm_head
-from dpo_ray.judges import JudgeFunction, load_judge
+from dpo_ray.config import JudgeConfig
+from dpo_ray.judges import JudgeFunction, load_judge, make_judge
+from dpo_ray.judges.budget import Spending
 from dpo_ray.losses import PairLogps
-from dpo_ray.types import Completion, Prompt
+from dpo_ray.types import Completion, Judgement, Prompt
 from examples import custom_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +73,15 @@ def test_each_completion_is_judged_by_its_own_row(exact_answer: JudgeFunction) -
 def test_the_shorter_answer_is_the_better_one(in_root: None) -> None:
     judge = load_judge("examples.judge:shorter_is_better")
     assert judge([completion("so", num_tokens=1), completion("and so on", num_tokens=4)]) == [-1.0, -4.0]
+
+
+def test_what_repeats_itself_loses(in_root: None) -> None:
+    config = JudgeConfig(kind="pairwise", function="examples.judge:says_it_once")
+    judge = make_judge(config, Spending(config.budget))
+    texts = ("so so so", "so it is", "so it so")
+    said = [each for each in judge([completion(text) for text in texts]) if isinstance(each, Judgement)]
+    rewards = [each.reward or 0.0 for each in said]
+    assert rewards == pytest.approx([1 / 4, 3 / 4, 1 / 2])
 
 
 def test_the_client_tells_its_options() -> None:

@@ -106,6 +106,11 @@ def test_nonsense_is_asked_again_and_then_left_unjudged(server: JudgeServer, tex
     assert (said[0].metrics["unjudged"], said[0].metrics["retries"]) == (1.0, 2.0)
 
 
+def test_a_reason_may_hold_braces(server: JudgeServer) -> None:
+    server.respond = lambda body: chat('{"reason": "A sets {x} and {y}.", "better": "tie"}')
+    assert rewards(ask(server)) == [0.5, 0.5]
+
+
 def test_reasoning_may_come_before_the_answer(server: JudgeServer) -> None:
     server.respond = lambda body: chat('<think>A {is} long.</think>\n{"reason": "x", "better": "tie"}\n')
     assert rewards(ask(server, output="text")) == [0.5, 0.5]
@@ -129,7 +134,7 @@ def test_a_call_that_would_fail_again_is_not_repeated(server: JudgeServer) -> No
 
 def test_a_slow_call_is_given_up_and_repeated(server: JudgeServer) -> None:
     server.faults = ["slow"]
-    assert rewards(ask(server, timeout_s=0.3, concurrency=1)) == [1.0, 0.0]
+    assert rewards(ask(server, timeout_s=1.0, concurrency=1)) == [1.0, 0.0]
     assert len(server.requests) == 3
 
 

@@ -8,6 +8,7 @@ import pytest
 from judged import answers, judgements, rewards
 
 from dpo_ray.config import JudgeConfig
+from dpo_ray.evaluation import EvaluatedCompletion, beside_start
 from dpo_ray.judges import JudgeError, Question, make_judge, prompt_shares
 from dpo_ray.judges.budget import Spending
 from dpo_ray.judges.ensemble import ensemble_judge
@@ -137,6 +138,20 @@ def test_metrics_and_costs_of_all_judges_are_kept() -> None:
     judge = ensemble_judge([("one", one), ("two", rating(Judgement(1.0, {"fluent": 1.0}, cost=0.5)))], "mean")
     [said] = judgements(judge(answers("a")))
     assert said == Judgement(1.0, {"0/fluent": 0.5, "1/fluent": 1.0, "disagreement": 0.0}, cost=0.75)
+
+
+def test_a_version_is_compared_with_the_answers_of_the_start() -> None:
+    start = [
+        EvaluatedCompletion(at, "Why?", text, 0.5, 0, 1, -1.0, -1.0) for at, text in enumerate(["bb", "dd"])
+    ]
+    ours = [*answers("a", "ccc", prompt="one"), *answers("eee", "ffff", prompt="two")]
+    together = beside_start(ours, start, per_prompt=2)
+    assert [(each.text, each.policy_version) for each in together] == [
+        *(("a", 4), ("ccc", 4), ("bb", 0)),
+        *(("eee", 4), ("ffff", 4), ("dd", 0)),
+    ]
+    said = rewards(pairwise_judge(longer_wins, "longer", both_orders=True)(together))
+    assert said == [0.0, 1.0, 0.5, 0.5, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 5, 9])

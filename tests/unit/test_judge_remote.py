@@ -42,7 +42,7 @@ def test_each_completion_gets_its_reward_or_silence(server: JudgeServer) -> None
 )
 def test_a_batch_that_fails_is_asked_again(server: JudgeServer, fault: int | str) -> None:
     server.faults = [fault]
-    said = ask(server, "one", "four", timeout_s=0.3)
+    said = ask(server, "one", "four", timeout_s=1.0)
     assert rewards(said) == [3.0, 4.0]
     assert said[0].metrics["retries"] == 1.0
 

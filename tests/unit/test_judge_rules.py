@@ -65,7 +65,7 @@ def test_gold_answers_of_gsm8k_verify_and_altered_ones_do_not() -> None:
     file = GSM8K / "gsm8k-test.jsonl"
     if not file.exists():
         pytest.skip(f"{file} is not here")
-    rows = [json.loads(line) for line in file.read_text().splitlines()][:300]
+    rows = [json.loads(line) for line in file.read_text().splitlines()][:100]
     for row in rows:
         solution, _, key = row["answer"].rpartition("#### ")
         number = int(key.replace(",", ""))
@@ -82,5 +82,5 @@ def test_training_keys_of_gsm8k_are_all_read() -> None:
     if not file.exists():
         pytest.skip(f"{file} is not here")
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
-    completions = [answers("", answer=row["answer"])[0] for row in rows[::20]]
+    completions = [answers("", answer=row["answer"])[0] for row in rows[::50]]
     assert set(ask(completions, kind="math")) == {0.0}
