@@ -126,12 +126,11 @@ def read_answer(text: str, form: Form) -> float:
     """The reward of the one JSON object that ends an answer. ValueError: there is none of this form."""
     answer = _last_object(text)
     value = answer.get(form.field)
-    # Of the right type too: true is no score of 1.
-    known = {(type(key), key): reward for key, reward in form.rewards.items()}
-    is_known = isinstance(value, str | int) and (type(value), value) in known
-    if not is_known or set(answer) - {"reason", form.field}:
-        raise ValueError(f"{form.field} is not one of {list(form.rewards)} in {text[-60:]!r}")
-    return known[type(value), value]
+    if set(answer) <= {"reason", form.field}:
+        for known, reward in form.rewards.items():
+            if value == known and type(value) is type(known):  # True is no score of 1.
+                return reward
+    raise ValueError(f"{form.field} is not one of {list(form.rewards)} in {text[-60:]!r}")
 
 
 def _last_object(text: str) -> dict[str, Any]:

@@ -229,6 +229,14 @@ def test_a_budget_of_money_is_never_passed(server: JudgeServer) -> None:
     assert {each.reason for each in said} == {"", "budget"}
 
 
+def test_a_call_that_was_refused_uses_no_tokens(server: JudgeServer) -> None:
+    server.faults = [500]
+    settings = config(server, concurrency=1)
+    spending = Spending(settings.budget)
+    make_judge(settings, spending)(answers(LONG, SHORT))
+    assert (spending.used.calls, spending.used.tokens) == (3, 2 * 110)
+
+
 def test_a_call_that_was_not_finished_is_counted_in_full(server: JudgeServer, tmp_path: Path) -> None:
     budget = BudgetConfig(tokens=5000)
     settings = config(server, budget=budget.model_dump(), retries=0, timeout_s=0.2, concurrency=1)

@@ -27,7 +27,7 @@ def first_wins(questions: Sequence[Question]) -> list[float]:
     return [1.0] * len(questions)
 
 
-def rating(*values: float | None) -> Any:
+def rating(*values: Judgement | float | None) -> Any:
     return lambda completions: list(values)
 
 
@@ -62,6 +62,11 @@ def test_a_preference_for_a_place_is_a_tie_in_both_orders_and_shared_out_in_one(
     assert both[0].metrics == {"first_wins": 1.0, "flips": 1.0}
     one = rewards(pairwise_judge(first_wins, "first", both_orders=False)(answers("a", "b", "c")))
     assert one == [0.5, 0.5, 0.5], "each is first once"
+
+
+def test_the_same_place_preferred_in_both_orders_is_a_tie_however_strongly() -> None:
+    judge = pairwise_judge(lambda questions: [0.9, 0.7], "biased", both_orders=True)
+    assert rewards(judge(answers("a", "b"))) == [0.5, 0.5]
 
 
 def test_weak_preferences_of_both_orders_are_averaged() -> None:
