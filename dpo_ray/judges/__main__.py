@@ -33,7 +33,11 @@ def main(config: JudgeQualityConfig) -> None:
         rows = measure(judge_settings(config), questions)
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error), code=1 if isinstance(error, JudgeError) else 2)
-    Console(highlight=False).print(quality_table(rows))
+    console = Console(highlight=False)
+    console.print(quality_table(rows))
+    for row in rows:
+        if row.reason:
+            console.print(f"{row.judge} left out: {row.reason}", soft_wrap=True, markup=False)
 
 
 def measure(judge: JudgeConfig, questions: Sequence[Question]) -> list[JudgeQuality]:

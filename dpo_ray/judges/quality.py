@@ -1,5 +1,6 @@
 """How far a judge can be trusted: against people, against itself, against the order of a question."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class JudgeQuality:
     """Of pairs asked in both orders: where the order alone decides."""
     cost: float
     """Money for all of it."""
+    reason: str
+    """Why it could not say, most often, where that is known."""
 
 
 def measure_judge(judge: JudgeFunction, name: str, questions: Sequence[Question]) -> JudgeQuality:
@@ -35,7 +38,9 @@ def measure_judge(judge: JudgeFunction, name: str, questions: Sequence[Question]
     first, second = ([_preference(*sides) for sides in _pairs(judgements)] for judgements in asked)
     both = zip(first, second, strict=True)
     said = [(one, two) for one, two in both if one is not None and two is not None]
-    metrics = mean_metrics([judgement.metrics for judgements in asked for judgement in judgements])
+    judgements = [judgement for of_time in asked for judgement in of_time]
+    metrics = mean_metrics([judgement.metrics for judgement in judgements])
+    reasons = Counter(judgement.reason for judgement in judgements if judgement.reason)
     return JudgeQuality(
         judge=name,
         pairs=len(questions),
@@ -44,7 +49,8 @@ def measure_judge(judge: JudgeFunction, name: str, questions: Sequence[Question]
         self_agreement=mean([float(one == two) for one, two in said]),
         first_wins=metrics.get("first_wins", float("nan")),
         flips=metrics.get("flips", float("nan")),
-        cost=sum(judgement.cost for judgements in asked for judgement in judgements),
+        cost=sum(judgement.cost for judgement in judgements),
+        reason=max(reasons, key=lambda reason: reasons[reason], default=""),
     )
 
 

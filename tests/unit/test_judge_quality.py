@@ -99,6 +99,14 @@ def test_each_judge_of_several_is_measured_on_a_file(tmp_path: Path) -> None:
     assert [(row.judge, row.agreement) for row in rows] == [("exact answer", 1.0), ("regex 5", 0.0)]
 
 
+def test_why_nothing_was_judged_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "2+2?", "chosen": "4", "rejected": "5"}\n')
+    gone = JudgeConfig(kind="llm", url="http://127.0.0.1:9/v1", model="m", retries=0)
+    main(JudgeQualityConfig(pairs=str(file), judge=gone))
+    assert "llm m left out: APIConnectionError" in capsys.readouterr().out
+
+
 def test_a_run_without_votes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(JudgeQualityConfig(run_dir=str(tmp_path)))
