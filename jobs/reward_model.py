@@ -32,6 +32,7 @@ def main(config: RewardModelConfig) -> None:
 def train(config: RewardModelConfig, terminal: Terminal) -> float:
     """Accuracy on held-out pairs; the model is in `config.run_dir`. ValueError: a setting cannot be used."""
     import torch
+    from transformers.utils.logging import set_verbosity_error
 
     from dpo_ray.judges.reward_model import load_reward_model
     from dpo_ray.judges.reward_training import accuracy, train_reward_model
@@ -41,6 +42,7 @@ def train(config: RewardModelConfig, terminal: Terminal) -> float:
     if folder is None:
         raise ValueError(f"run_dir={config.run_dir} is a URL, and the model is saved as files: give a path")
     torch.manual_seed(config.seed)
+    set_verbosity_error()  # That the head is new is known.
     model, tokenizer = load_reward_model(starting_model(config, terminal))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     examples, held_out = read_examples(config, tokenizer, terminal)

@@ -12,11 +12,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from dpo_ray.config import JudgeTerm
 from dpo_ray.tokenization import TemplateSettings, template_settings, tokenize_messages
 from dpo_ray.types import Completion, Judgement, Text
 
+disable_progress_bar()  # Jobs show their own progress.
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
