@@ -16,7 +16,8 @@ from ray.serve.handle import DeploymentHandle
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, default_url, snapshot_query
 from dpo_ray.config import IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
-from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
+from dpo_ray.evaluation import beside_start, evaluated, read_evaluation, write_evaluation
+from dpo_ray.judges import prompt_shares, require_judged
 from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
 from dpo_ray.sampler import RefusedError, Sampler
@@ -35,14 +36,16 @@ _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 class Cluster:
     """Every call shows its progress, and returns when its effect is durable."""
 
-    def __init__(self, config: IterativeDPOConfig, handle: DeploymentHandle, terminal: Terminal) -> None:
+    def __init__(
+        self, config: IterativeDPOConfig, handle: DeploymentHandle, terminal: Terminal, *, live_url: str
+    ) -> None:
         self._config = config
         self._storage = Storage(config.run_dir)
         self._registry = PolicyRegistry(self._storage)
         self._terminal = terminal
         self._sampler = Sampler(handle, replicas=config.sampling.replicas)
         self._buffer = _start_buffer(config, self._storage)
-        self._judges = _start_judges(config)
+        self._judges = _start_judges(config, live_url)
         self._trainers = TrainerGroup(config.run_dir, config.training)
 
     def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:
@@ -130,7 +133,7 @@ class Cluster:
         per_prompt = self._config.evaluation.samples_per_prompt
         with self._terminal.phase("evaluate", f"evaluate version {version}"):
             completions = self._sample_as(version, prompts, self._params(per_prompt))
-            scored = self._judge(completions)
+            scored = self._judge_held_out(version, completions)
             sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
             start_logps = self._trainers.run(ScoreWithStart(sequences))
             write_evaluation(self._storage, version, evaluated(scored, start_logps, per_prompt=per_prompt))
@@ -141,10 +144,20 @@ class Cluster:
         ray.shutdown()
 
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        share = -(-len(completions) // len(self._judges))
-        parts = [completions[start : start + share] for start in range(0, len(completions), share)]
+        parts = prompt_shares(completions, len(self._judges))
         pending = [judge.judge.remote(part) for judge, part in zip(self._judges, parts, strict=False)]
-        return [scored for part in pending for scored in _result(part)]
+        scored = [scored for part in pending for scored in _result(part)]
+        require_judged(scored, self._config.judge)
+        return scored
+
+    def _judge_held_out(self, version: int, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        """Where a judge compares, with the start: among its own, a version's completions win the half."""
+        start = read_evaluation(self._storage, 0) if self._config.judge.is_relative else None
+        if start is None:
+            return self._judge(completions)
+        per_prompt = self._config.evaluation.samples_per_prompt
+        judged = self._judge(beside_start(completions, start, per_prompt=per_prompt))
+        return [item for item in judged if item.completion.policy_version == version]
 
     def _send(self, version: int) -> None:
         """Bring a version to the nodes of all replicas; where that fails, they read it from storage."""
@@ -262,7 +275,7 @@ def all_bundles(config: IterativeDPOConfig) -> list[Bundle]:
     """What each sampler replica, training worker and judge reserves."""
     sampling, judge = config.sampling, config.judge
     replica: Bundle = {"CPU": sampling.cpus_per_replica, "GPU": sampling.gpus_per_replica}
-    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": 0.0}] * judge.actors
+    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": judge.gpus_per_actor}] * judge.actors
     return [*training_bundles(config.training), *[replica] * sampling.replicas, *judges]
 
 
@@ -273,9 +286,10 @@ def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
     return buffer
 
 
-def _start_judges(config: IterativeDPOConfig) -> list[Any]:
-    actor = ray.remote(num_cpus=config.judge.cpus_per_actor, **_RETRIED)(JudgeActor)
-    return [actor.remote(config.judge.function) for _ in range(config.judge.actors)]
+def _start_judges(config: IterativeDPOConfig, live_url: str) -> list[Any]:
+    judge = config.judge
+    actor = ray.remote(num_cpus=judge.cpus_per_actor, num_gpus=judge.gpus_per_actor, **_RETRIED)(JudgeActor)
+    return [actor.remote(judge, config.run_dir, place, live_url) for place in range(judge.actors)]
 
 
 def _result(reference: ray.ObjectRef) -> Any:

@@ -42,14 +42,14 @@ class UnusableError(Exception):
     """A row that is left out and counted; its text is the reason."""
 
 
-def read_comparison(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Comparison:
+def read_comparison(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Comparison:
     """The comparison of a row, or its praised or blamed completion.
 
     Paired: `chosen` and `rejected`, with `prompt`, or with a shared beginning: of turns, of HH-RLHF
     transcripts, of words. Unpaired: `completion` and `label`, with `prompt`, or as one conversation in
     `completion`, `messages` or `conversations`. A snapshot's row is unpaired where a side has no ids.
     Optional: `weight`, `chosen_reward`, `rejected_reward`, and for the chat template `tools` and
-    `chat_template_kwargs`.
+    `chat_template_kwargs`. Without a tokenizer, transcripts stay text.
     """
     chosen, rejected = _sides(row)
     prompt = None if row.get("prompt") is None else _text(row["prompt"])
@@ -127,7 +127,7 @@ def _number(row: Row, name: str) -> float | None:
 
 
 def _divide(
-    prompt: Text | None, texts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase"
+    prompt: Text | None, texts: Sequence[Text], tokenizer: "PreTrainedTokenizerBase | None"
 ) -> tuple[Text, Sequence[Text]]:
     """The prompt, and what of each text follows it."""
     plain = [text for text in texts if isinstance(text, str)]

@@ -71,6 +71,21 @@ def evaluated(
     ]
 
 
+def beside_start(
+    completions: Sequence[Completion], start: Evaluation, *, per_prompt: int
+) -> list[Completion]:
+    """The completions of each prompt, and after them what version 0 answered: rivals that stay the same."""
+    rivals: defaultdict[int, list[EvaluatedCompletion]] = defaultdict(list)
+    for row in start:
+        rivals[row.index].append(row)
+    together: list[Completion] = []
+    for index in range(len(completions) // per_prompt):
+        ours = completions[index * per_prompt : (index + 1) * per_prompt]
+        together += ours
+        together += [Completion(ours[0].prompt, row.text, (), row.logp, 0, "stop") for row in rivals[index]]
+    return together
+
+
 def flaw(completion: Completion) -> Flaw:
     """Why a completion is degenerate; "" where it is not."""
     if loops(completion.token_ids):

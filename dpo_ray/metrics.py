@@ -1,6 +1,7 @@
 """What is measured of a round and of its optimizer steps."""
 
 import json
+import math
 from collections.abc import Sequence
 
 from dpo_ray.buffer import SnapshotManifest
@@ -17,6 +18,7 @@ def sample_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
     """How the policy that a round started with did on the round's own prompts."""
     rewards = [item.judgement.reward for item in scored if item.judgement.reward is not None]
     center = mean(rewards)
+    cost = math.fsum(item.judgement.cost for item in scored)
     judged = mean_metrics([item.judgement.metrics for item in scored])
     return {
         "sample_version": min(item.completion.policy_version for item in scored),
@@ -25,6 +27,7 @@ def sample_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:
         "length/mean": mean([len(item.completion.token_ids) for item in scored]),
         "samples/unjudged": len(scored) - len(rewards),
         **{f"judge/{name}": value for name, value in judged.items()},
+        **({"judge/cost": cost} if cost else {}),
     }
 
 

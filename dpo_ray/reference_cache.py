@@ -2,13 +2,12 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from dpo_ray.storage import sha256_file
+from dpo_ray.storage import cache_folder, sha256_file
 
 _LOGPS = sa.Table(
     "reference_logps",
@@ -30,7 +29,7 @@ class ReferenceCache:
     def __init__(self, reference: str, folder: Path | None = None) -> None:
         """`reference`: whatever decides the log-probs, as one text."""
         self._reference = hashlib.sha256(reference.encode()).hexdigest()
-        folder = folder or _cache_folder()
+        folder = folder or cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(
             f"sqlite:///{folder / 'reference_logps.sqlite'}", connect_args={"timeout": 60}
@@ -69,7 +68,3 @@ def fingerprint(folder: Path) -> str:
     """sha256 over the weights and the configuration of a Hugging Face folder."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
     return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("DPO_RAY_CACHE") or Path.home() / ".cache" / "dpo_ray")

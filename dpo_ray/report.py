@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dpo_ray.config import JudgeConfig
 from dpo_ray.report_facts import Row, RunRecord, examples, result, setting
 from dpo_ray.report_figures import over_rounds, over_steps, time_and_pairs
 from dpo_ray.storage import Storage
@@ -29,7 +30,6 @@ _KEY_SETTINGS = {
     "Prompts per round": "sampling.prompts_per_round",
     "Samples per prompt": "sampling.samples_per_prompt",
     "Temperature": "sampling.temperature",
-    "Judge": "judge.function",
     "Pair rule": "pairing.rule",
     "Pairs per round": "buffer.pairs_per_round",
     "Oldest pair's age": "buffer.max_age",
@@ -159,6 +159,8 @@ def _manifests(storage: Storage, folder: str, prefix: str) -> dict[int, Row]:
 
 def _settings(config: Row) -> dict[str, Any]:
     values = {label: setting(config, path) for label, path in _KEY_SETTINGS.items()}
+    if "judge" in config:
+        values["Judge"] = JudgeConfig.model_validate(config["judge"]).full_name
     return {label: _without_passwords(str(value)) for label, value in values.items() if value is not None}
 
 

@@ -11,7 +11,7 @@ from dpo_ray.buffer import SnapshotManifest, read_pair_ids
 from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
-from dpo_ray.judges.function import load_judge
+from dpo_ray.judges import check_judges
 from dpo_ray.learner import TrainingError
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.pairing import AnswerReader, MadePairs, PairYield, load_rule, make_pairs
@@ -151,7 +151,7 @@ def open_run(config: IterativeDPOConfig, terminal: Terminal) -> Run:
 
     ValueError: model, prompts, judge or pair rule cannot be used, or the folder holds another run.
     """
-    load_judge(config.judge.function)
+    check_judges(config.judge)
     if ":" in config.pairing.rule:
         load_rule(config.pairing.rule)
     registry = PolicyRegistry(Storage(config.run_dir))

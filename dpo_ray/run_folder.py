@@ -12,7 +12,7 @@ from dpo_ray.metrics import read_steps
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.storage import Storage
 
-_CHANGEABLE = ("rounds", "gate", "serving", "tensorboard", "cluster", "run_dir")
+_CHANGEABLE = ("rounds", "gate", "serving", "tensorboard", "cluster", "run_dir", "judge.budget")
 """Settings that may change when a run goes on."""
 
 
@@ -80,11 +80,13 @@ def _changes(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> 
     changes = []
     for name, value in ours.items():
         there = theirs.get(name)
+        if f"{prefix}{name}" in _CHANGEABLE:
+            continue
         if isinstance(value, dict) and isinstance(there, dict):
             changes += _changes(there, value, f"{prefix}{name}.")
         elif value != there:
             changes.append(f"{prefix}{name}: {there} there, {value} now")
-    return [change for change in changes if prefix or change.split(":")[0].split(".")[0] not in _CHANGEABLE]
+    return changes
 
 
 def _jsonable(value: Any) -> Any:

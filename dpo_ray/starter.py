@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from dpo_ray.film_reviews import VOCABULARY, generate_review, generate_reviews
+from dpo_ray.storage import cache_folder
 
 OnProgress = Callable[[int, int, float], None]
 """Called after each step with the step from 1, the number of steps, and the loss in nats."""
@@ -65,7 +65,7 @@ def make_starter(seed: int, on_progress: OnProgress, *, recipe: Recipe = Recipe(
     The cache is $DPO_RAY_CACHE, or ~/.cache/dpo_ray. A folder appears there complete or not
     at all, so a killed call leaves nothing that a later one would take for a model.
     """
-    cache = Path(os.environ.get("DPO_RAY_CACHE") or Path.home() / ".cache" / "dpo_ray")
+    cache = cache_folder()
     tokenizer = make_review_tokenizer()
     config = _starter_config(tokenizer, recipe)
     folder = cache / f"starter-{_fingerprint(config, seed, recipe)}"

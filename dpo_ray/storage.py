@@ -102,6 +102,11 @@ class Storage:
 _LOCAL = fs.LocalFileSystem()
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps what several runs use: $DPO_RAY_CACHE, or ~/.cache/dpo_ray."""
+    return Path(os.environ.get("DPO_RAY_CACHE") or Path.home() / ".cache" / "dpo_ray")
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """What a person at the terminal sees of a job."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from dpo_ray.pairing import PairYield
 
 OnProgress = Callable[[int, int], None]
 _PHASES = ("sample", "judge", "train", "push")
+_NO_COLUMNS = {
+    *("reward_mean", "reward_std", "length_mean"),
+    *("unjudged", "unjudged_budget", "retries", "cached", "first_wins", "flips", "truncated", "disagreement"),
+}
 _COLUMNS: dict[str, tuple[str, str]] = {
     "round": ("round", "d"),
     "policy_version": ("version", "d"),
@@ -100,8 +105,9 @@ class Terminal:
 
 
 def _judge_metrics(rows: Sequence[dict]) -> list[str]:
-    known = {"eval/reward_mean", "eval/reward_std", "eval/length_mean"}
-    return sorted({name for row in rows for name in row if name.startswith("eval/")} - known)
+    """What the judge measures of a policy, and not how the judge itself did."""
+    names = {name.removeprefix("eval/") for row in rows for name in row if re.fullmatch("eval/[^/]+", name)}
+    return sorted(f"eval/{name}" for name in names - _NO_COLUMNS)
 
 
 def _cell(row: dict, name: str) -> str:

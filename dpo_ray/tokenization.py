@@ -21,7 +21,7 @@ _ANSWER = "the content of an answer"
 """Stands for an answer where only what the template writes around it matters."""
 
 
-def has_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def has_chat_template(tokenizer: "PreTrainedTokenizerBase | None") -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 

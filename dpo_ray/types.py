@@ -65,6 +65,8 @@ class Judgement:
     """Further measurements worth a curve, by name."""
     cost: float = 0.0
     """Money that it cost, in the judge's currency."""
+    reason: str = ""
+    """Why there is no reward, where that is known: `budget`, or what failed."""
 
 
 @dataclass(frozen=True, slots=True)

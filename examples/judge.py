@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from dpo_ray.judges import Question
 from dpo_ray.types import Completion
 
 # A minus right after a digit is a subtraction, not a sign.
@@ -29,6 +30,21 @@ def exact_answer(completions: Sequence[Completion]) -> list[float | None]:
 def shorter_is_better(completions: Sequence[Completion]) -> list[float]:
     """The smallest judge: needs no answer key, and works with any prompts."""
     return [-float(len(completion.token_ids)) for completion in completions]
+
+
+def says_it_once(questions: Sequence[Question]) -> list[float]:
+    """A judge that compares, for `--judge.kind pairwise`: of two completions, which repeats itself less.
+
+    A preference goes from 0 (the second is better) over 0.5 (a tie) to 1 (the first is).
+    """
+    return [
+        (1 + _distinct_share(first.text) - _distinct_share(second.text)) / 2 for first, second in questions
+    ]
+
+
+def _distinct_share(text: str) -> float:
+    words = text.split()
+    return len(set(words)) / max(1, len(words))
 
 
 def _exact(completion: Completion) -> float | None:

@@ -22,7 +22,7 @@ def main(config: BetaSweepConfig) -> None:
     from ray import tune
 
     from dpo_ray.cluster import connect
-    from dpo_ray.judges.function import load_judge
+    from dpo_ray.judges import check_judges
     from dpo_ray.storage import Storage
     from dpo_ray.sweep import SayTrials, sweep_table, write_sweep
     from dpo_ray.terminal import Terminal
@@ -31,7 +31,7 @@ def main(config: BetaSweepConfig) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune has a banner that `verbose=0` leaves on.
     connect()
     try:
-        load_judge(config.judge.function)
+        check_judges(config.judge)
     except ValueError as error:
         exit_with(str(error))
     terminal.say(f"{len(config.betas)} runs below {config.run_dir}, {config.runs_at_once} at a time")
@@ -101,14 +101,15 @@ def evaluate(
     """Reward, length and KL to the start of one version."""
     from dpo_ray.desk import SamplePolicy
     from dpo_ray.evaluation import evaluated, summary
-    from dpo_ray.judges.function import judge_completions, load_judge
+    from dpo_ray.judges import require_judged
+    from dpo_ray.judges.actor import JudgeActor
 
     per_prompt = config.evaluation.samples_per_prompt
     completions, start_logps = trainers.run(
         SamplePolicy(version, tuple(prompts), per_prompt, config.max_new_tokens, config.seed)
     )
-    judge = load_judge(config.judge.function)
-    scored = judge_completions(judge, config.judge.function, completions)
+    scored = JudgeActor(config.judge, config.run_dir).judge(completions)
+    require_judged(scored, config.judge)
     return summary(evaluated(scored, start_logps, per_prompt=per_prompt))
 
 

@@ -74,9 +74,10 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
     wait_for_resources(all_bundles(config), timeout_s=config.cluster.wait_for_resources_s)
     with terminal.phase("start", "start sampler, judges, buffer and trainers"):
         application = deploy(config.run_dir, config.sampling, config.serving)
-        cluster = Cluster(config, serve.get_app_handle(application), terminal)
+        live_url = f"{http_address()}/v1"
+        cluster = Cluster(config, serve.get_app_handle(application), terminal, live_url=live_url)
         wait_until_serving(application)
-    terminal.say(f"run {config.run_dir} · live policy on {http_address()}/v1")
+    terminal.say(f"run {config.run_dir} · live policy on {live_url}")
     return cluster
 
 

@@ -5,12 +5,14 @@ from dpo_ray.config.jobs import (
     BetaSweepConfig,
     IterativeDPOConfig,
     JobConfig,
+    JudgeQualityConfig,
     OfflineConfig,
     OfflineDPOConfig,
+    RewardModelConfig,
     ServeConfig,
     SFTConfig,
 )
-from dpo_ray.config.judge import JudgeConfig
+from dpo_ray.config.judge import LIVE, BudgetConfig, JudgeConfig, JudgeTerm
 from dpo_ray.config.loss import LossConfig, LossTerm
 from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.section import Section
@@ -26,7 +28,9 @@ from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceCo
 
 __all__ = [
     "CONFIGS",
+    "LIVE",
     "BetaSweepConfig",
+    "BudgetConfig",
     "BufferConfig",
     "ClusterConfig",
     "EarlyStoppingConfig",
@@ -35,6 +39,8 @@ __all__ = [
     "IterativeDPOConfig",
     "JobConfig",
     "JudgeConfig",
+    "JudgeQualityConfig",
+    "JudgeTerm",
     "LoraConfig",
     "LossConfig",
     "LossTerm",
@@ -42,6 +48,7 @@ __all__ = [
     "OfflineDPOConfig",
     "PairingConfig",
     "ReferenceConfig",
+    "RewardModelConfig",
     "SFTConfig",
     "SamplingConfig",
     "Section",

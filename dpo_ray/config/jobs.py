@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from dpo_ray.config.buffer import BufferConfig
-from dpo_ray.config.judge import JudgeConfig
+from dpo_ray.config.judge import LIVE, JudgeConfig
 from dpo_ray.config.loss import LossConfig, UnpairedLoss
 from dpo_ray.config.pairing import PairingConfig
 from dpo_ray.config.sections import (
@@ -72,11 +72,7 @@ class IterativeDPOConfig(JobConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
-            raise ValueError(
-                f"the judge of film reviews cannot score prompts of {self.prompts}: "
-                "set --judge.function module:function"
-            )
+        _check_judge(self.judge, self.prompts)
         served, trained = self.sampling.lora_rank, self.training.lora.rank
         if served not in (0, trained):
             raise ValueError(
@@ -160,11 +156,9 @@ class BetaSweepConfig(OfflineDPOConfig):
     def _check_sweep(self) -> Self:
         if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
             raise ValueError(f"betas={list(self.betas)}: give different positive numbers")
-        if self.judge.function.startswith("dpo_ray.film_reviews:") and self.prompts != "film_reviews":
-            raise ValueError(
-                f"the judge of film reviews cannot score prompts of {self.prompts}: "
-                "set --judge.function module:function"
-            )
+        _check_judge(self.judge, self.prompts)
+        if any(term.url == LIVE for term in self.judge.terms):
+            raise ValueError(f"judge.url={LIVE}: a sweep has no live policy: give the URL of an endpoint")
         return self
 
 
@@ -197,3 +191,55 @@ class ServeConfig(Settings):
 
     serving: ServingConfig = ServingConfig()
     """The live policy's HTTP endpoint."""
+
+
+class RewardModelConfig(Settings):
+    """Train a reward model on preference pairs, for `--judge.kind reward_model`; saved in run_dir."""
+
+    model: str = "film_reviews"
+    """What it starts from: a Hugging Face folder or hub name; film_reviews makes a tiny one."""
+    pairs: str
+    """A file, a folder, or a `datasets` name with preferences; film_reviews generates its own."""
+    pairs_split: str = "train"
+    """Split, where `pairs` is a `datasets` name."""
+    max_length: int = Field(default=1024, ge=2)
+    """Longest prompt plus completion, in tokens; longer pairs are left out and counted."""
+    held_out_pairs: int = Field(default=256, ge=1)
+    """Pairs kept apart, on which accuracy is measured."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the other pairs."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pairs per optimizer step."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Learning rate of the first step; it falls linearly to 0."""
+    margin: float = Field(default=0.0, ge=0)
+    """How far apart two rewards should be, as a multiple of the difference of the pair's own rewards."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+
+class JudgeQualityConfig(Settings):
+    """Measure judges on pairs of which people said what is better, and on themselves.
+
+    Without pairs, on people's votes in the snapshots of run_dir; without judge settings, that run's judge.
+    """
+
+    pairs: str = ""
+    """A file, a folder, or a `datasets` name with preferences; unset: the votes of people in the run."""
+    pairs_split: str = "train"
+    """Split, where `pairs` is a `datasets` name."""
+    max_pairs: int = Field(default=200, ge=1)
+    """Most pairs, drawn at random; each is asked twice."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of what is drawn."""
+    judge: JudgeConfig = JudgeConfig()
+    """The judges to measure."""
+
+
+def _check_judge(judge: JudgeConfig, prompts: str) -> None:
+    functions = [term.function for term in judge.terms if term.kind == "function"]
+    if prompts != "film_reviews" and any(name.startswith("dpo_ray.film_reviews:") for name in functions):
+        raise ValueError(
+            f"the judge of film reviews cannot score prompts of {prompts}: "
+            "set --judge.function module:function, or another --judge.kind"
+        )

@@ -14,7 +14,9 @@ from dpo_ray.config import (
     CONFIGS,
     BetaSweepConfig,
     IterativeDPOConfig,
+    JudgeQualityConfig,
     OfflineDPOConfig,
+    RewardModelConfig,
     ServeConfig,
     Settings,
     SFTConfig,
@@ -42,6 +44,8 @@ JOBS: tuple[type[Settings], ...] = (
     BetaSweepConfig,
     SFTConfig,
     ServeConfig,
+    RewardModelConfig,
+    JudgeQualityConfig,
 )
 ALL_SETTINGS = {name: field for job in JOBS for name, field in settings(job)}
 OF_FILE: dict[str, tuple[type[Settings], ...]] = {

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dpo_ray import lm_head
-from dpo_ray.config import IterativeDPOConfig, parse_config
-from dpo_ray.judges import JudgeFunction, judge_completions, load_judge
+from dpo_ray.config import IterativeDPOConfig, JudgeConfig, parse_config
+from dpo_ray.judges import JudgeFunction, judge_completions, load_judge, make_judge
+from dpo_ray.judges.budget import Spending
 from dpo_ray.losses import PairLogps
 from dpo_ray.pairing import make_pairs
 from dpo_ray.types import Completion, Judgement, Prompt, ScoredCompletion
@@ -101,6 +102,15 @@ def test_a_judge_and_a_rule_of_ones_own_make_the_pairs(in_root: None) -> None:
     (pair,) = make_pairs(scored, config.pairing, round_=0, seed=0).pairs
     assert (pair.chosen, pair.rejected) == ("7", "so 8")
     assert (pair.judge, pair.chosen_reward, pair.rejected_reward) == (judge, 1.0, 0.0)
+
+
+def test_what_repeats_itself_loses(in_root: None) -> None:
+    config = JudgeConfig(kind="pairwise", function="examples.judge:says_it_once")
+    judge = make_judge(config, Spending(config.budget))
+    texts = ("so so so", "so it is", "so it so")
+    said = [each for each in judge([completion(text) for text in texts]) if isinstance(each, Judgement)]
+    rewards = [each.reward or 0.0 for each in said]
+    assert rewards == pytest.approx([1 / 4, 3 / 4, 1 / 2])
 
 
 def test_the_client_tells_its_options() -> None:
