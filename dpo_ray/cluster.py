@@ -47,6 +47,7 @@ class Cluster:
         self._buffer = _start_buffer(config, self._storage)
         self._judges = _start_judges(config, live_url)
         self._trainers = TrainerGroup(config.run_dir, config.training)
+        self._sent: int | None = None
 
     def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:
         """Completions of the live policy, `samples_per_prompt` in a row for each prompt."""
@@ -160,10 +161,11 @@ class Cluster:
         return [item for item in judged if item.completion.policy_version == version]
 
     def _send(self, version: int) -> None:
-        """Bring a version to the nodes of all replicas; where that fails, they read it from storage."""
+        """Bring a version to the nodes of all replicas, once; where that fails, they read it from storage."""
         sampling = self._config.sampling
-        if sampling.transport == "storage":
+        if sampling.transport == "storage" or version == self._sent:
             return
+        self._sent = version
         with self._terminal.phase("push"):
             on_gpus = min(sampling.gpus_per_replica, self._config.training.gpus_per_worker) >= 1
             store = meeting_place(host := ray.util.get_node_ip_address())
@@ -176,9 +178,9 @@ class Cluster:
                 device="cuda" if on_gpus else "cpu",
             )
             arriving = self._sampler.receive(stream)
-            complaints = {self._trainers.run(SendVersion(stream)), *arriving.results(return_exceptions=True)}
+            complaints = [self._trainers.run(SendVersion(stream)), *arriving.result()]
         for complaint in filter(None, complaints):
-            self._terminal.say(f"version {version} was not sent to all replicas: {complaint}")
+            self._terminal.say(f"version {version} was not sent to all nodes: {complaint}")
 
     def _push(self) -> None:
         with self._terminal.phase("push"):

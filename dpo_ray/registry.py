@@ -239,7 +239,9 @@ class PolicyRegistry:
 
     def bring(self, version: int, fill: Callable[[Path], None], *, part: str = "") -> None:
         """Let `fill` put a version's files into a folder of this node, which `fetch` then gives."""
-        node_files.bring(self._storage.root, self._content(version, part), fill)
+        owner, content = self._storage.root, self._content(version, part)
+        node_files.forget(owner, content)
+        node_files.bring(owner, content, fill)
 
     def _content(self, version: int, part: str) -> str:
         """A name for what the files hold."""

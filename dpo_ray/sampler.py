@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Sampler:
     def __init__(self, handle: DeploymentHandle, *, replicas: int) -> None:
         self._handle = handle
         self._replicas = replicas
+        self._waiting = ThreadPoolExecutor(1)
 
     def sample(
         self,
@@ -108,9 +110,11 @@ class Sampler:
         states = self._receive(None, lambda: self._handle.broadcast("describe"))
         return sorted({state.node: state.replica for state in states}.values())
 
-    def receive(self, stream: Stream) -> Any:
-        """Have them take what is being sent; the result says what went wrong, replica by replica."""
-        return self._handle.broadcast("receive", stream)
+    def receive(self, stream: Stream) -> "Future[list[Any]]":
+        """Have them take what is being sent; for each replica an error, what went wrong, or nothing."""
+        response = self._handle.broadcast("receive", stream)
+        # The call goes out when its results are asked for, and the sender waits for it.
+        return self._waiting.submit(lambda: response.results(return_exceptions=True))
 
     def push(self, version: int) -> None:
         """Return when every running replica has proven that it holds `version`, which is live."""
