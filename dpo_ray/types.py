@@ -99,6 +99,10 @@ class Pair:
     judge: str = ""
     weight: float = 1.0
     """Weight of this pair's loss among the others': finite and above 0."""
+    author: str = ""
+    """The person whose vote it is; empty where no person voted."""
+    cost: float = 0.0
+    """Money that the judgement cost."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -119,5 +123,6 @@ class Pair:
             self.round,
             self.source,
             self.judge,
+            *([self.author] if self.author else []),
         )
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]

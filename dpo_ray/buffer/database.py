@@ -27,6 +27,8 @@ PAIRS = sa.Table(
     sa.Column("source", sa.String, nullable=False),
     sa.Column("judge", sa.String, nullable=False),
     sa.Column("weight", sa.Double, nullable=False, server_default="1"),
+    sa.Column("author", sa.String, nullable=False, server_default=""),
+    sa.Column("cost", sa.Double, nullable=False, server_default="0"),
     sa.Column("created_at", sa.String, nullable=False),
 )
 PAIR_COLUMNS = [c.name for c in PAIRS.columns if c.name not in ("pair_id", "content_sha256", "created_at")]
