@@ -42,11 +42,15 @@ REQUESTS = Counter(
     "Answered requests, by route, status and policy version.",
     ["route", "code", "version"],
 )
+VOTES = Counter("dpo_ray_votes", "Votes that were kept, by kind and choice.", ["kind", "choice"])
+VOTES_WAITING = Gauge("dpo_ray_votes_waiting", "Votes of all people that no round has taken or refused.")
+VOTES_RELEASED = Gauge("dpo_ray_votes_released", "Votes of all people that are pairs.")
 IN_FLIGHT = Gauge("dpo_ray_requests_in_flight", "Requests under way, streams until their last byte.")
 
 _PATHS = """
 / /health /ping /version /metrics /openapi.json /tokenize /detokenize /v1/models /v1/chat/completions
-/v1/completions /v1/comparisons /v1/preferences /v1/policy /v1/policy/promote /v1/policy/rollback
+/v1/completions /v1/comparisons /v1/comparisons/prompt /v1/preferences /v1/preferences/undo
+/v1/preferences/mine /v1/policy /v1/policy/promote /v1/policy/rollback
 """
 _ROUTES = frozenset(_PATHS.split())
 """Paths that are told apart; a label has as many series as it has values."""
@@ -58,6 +62,11 @@ def count_push(phases_ms: Mapping[str, float], outcome: Literal["proven", "refus
     PUSHES.labels(outcome).inc()
     for phase, milliseconds in phases_ms.items():
         PUSH_SECONDS.labels(phase).observe(milliseconds / 1000)
+
+
+def count_vote(kind: str, choice: str) -> None:
+    """One vote that this replica had kept."""
+    VOTES.labels(kind, choice).inc()
 
 
 class CountedRequests:
