@@ -61,10 +61,12 @@ def serve_policy(run_dir: Path, *, replicas: int) -> Any:
     from dpo_ray.cluster import connect
     from dpo_ray.config import SamplingConfig, ServingConfig
     from serve.deployment import deploy, wait_until_serving
+    from serve.settings import ReplicaSettings
 
     connect()
     sampling = SamplingConfig(replicas=replicas, cpus_per_replica=0.5, cpu_kv_cache_mib=256)
-    name = deploy(str(run_dir / "run"), sampling, ServingConfig(port=PORT, requests_per_minute=10**6))
+    serving = ServingConfig(port=PORT, requests_per_minute=10**6)
+    name = deploy(str(run_dir / "run"), ReplicaSettings(sampling, serving))
     wait_until_serving(name)
     return serve.get_app_handle(name)
 

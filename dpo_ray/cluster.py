@@ -11,8 +11,8 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery, default_url
-from dpo_ray.config import IterativeDPOConfig, TrainingConfig
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, default_url, snapshot_query
+from dpo_ray.config import BufferConfig, IterativeDPOConfig, TrainingConfig
 from dpo_ray.desk import ScoreWithStart, TrainRound
 from dpo_ray.evaluation import evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges.actor import JudgeActor
@@ -26,6 +26,8 @@ from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSeque
 
 Bundle = dict[str, float]
 """CPUs and GPUs that one process reserves on one node, by Ray's names."""
+_NAMESPACE = "dpo_ray"
+_BUFFER = "buffer of "
 _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""
 
@@ -39,7 +41,8 @@ class Cluster:
         self._registry = PolicyRegistry(self._storage)
         self._terminal = terminal
         self._sampler = Sampler(handle, replicas=config.sampling.replicas)
-        self._buffer = _start_buffer(config, self._storage)
+        self._buffer = buffer_actor(self._storage, config.buffer)
+        _result(self._buffer.count.remote())  # Opened, and ours.
         self._judges = _start_judges(config)
         self._trainers = TrainerGroup(config.run_dir, config.training)
 
@@ -60,14 +63,16 @@ class Cluster:
             return _result(self._buffer.put.remote(list(pairs)))
 
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
-        """What round `round_` trains on: drawn from all rounds' pairs that are young enough."""
+        """What round `round_` trains on: the votes that it takes, and pairs of all rounds."""
         live, config = self._live(), self._config.buffer
-        oldest = 0 if config.max_age is None else max(0, live - config.max_age)
-        query = SnapshotQuery(
-            max_round=round_, min_policy_version=oldest, limit=config.pairs_per_round, seed=self._config.seed
-        )
+        query = snapshot_query(config, round_=round_, live_version=live, seed=self._config.seed)
         with self._terminal.phase("buffer"):
-            return _result(self._buffer.declare_snapshot.remote(query, live_version=live))
+            _result(self._buffer.release.remote(round_, self._config.votes))
+            return _result(
+                self._buffer.declare_snapshot.remote(
+                    query, live_version=live, retention_rounds=config.retention_rounds
+                )
+            )
 
     def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
         """The candidate that the round makes; a finished one is returned as it is."""
@@ -137,8 +142,13 @@ class Cluster:
             write_evaluation(self._storage, version, evaluated(scored, start_logps, per_prompt=per_prompt))
 
     def close(self) -> None:
-        """Let the training workers return, and leave Ray; the served policy stays where the cluster stays."""
+        """Let the training workers return, and leave Ray.
+
+        Where the cluster stays, so do the served policy and the buffer, which opens its file again when a
+        vote comes.
+        """
         self._trainers.close()
+        _result(self._buffer.close.remote())
         ray.shutdown()
 
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
@@ -190,7 +200,7 @@ def connect() -> None:
     # Ray Train looks at its workers this often, and each round would wait for the next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=_NAMESPACE)
 
 
 def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
@@ -215,6 +225,34 @@ def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
         time.sleep(1.0)
 
 
+def buffer_actor(storage: Storage, config: BufferConfig) -> Any:
+    """The run's one preference buffer, for the job and for whoever serves its policy; it outlives both."""
+    url = config.url or default_url(storage)
+    actor = ray.remote(PreferenceBuffer).options(
+        num_cpus=0,
+        name=_buffer_name(storage),
+        namespace=_NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        max_concurrency=64,
+        **_RETRIED,
+    )
+    return actor.remote(url, storage)
+
+
+def end_other_buffers(storage: Storage) -> None:
+    """End the buffers of runs whose policy this cluster serves no more, for which nobody votes."""
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    for actor in actors:
+        name, is_ours = actor["name"], actor["namespace"] == _NAMESPACE
+        if is_ours and name.startswith(_BUFFER) and name != _buffer_name(storage):
+            ray.kill(ray.get_actor(name, namespace=_NAMESPACE))
+
+
+def _buffer_name(storage: Storage) -> str:
+    return f"{_BUFFER}{storage.root}"
+
+
 def training_bundles(config: TrainingConfig) -> list[Bundle]:
     """What each training worker reserves."""
     return [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers
@@ -226,13 +264,6 @@ def all_bundles(config: IterativeDPOConfig) -> list[Bundle]:
     replica: Bundle = {"CPU": sampling.cpus_per_replica, "GPU": sampling.gpus_per_replica}
     judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": 0.0}] * judge.actors
     return [*training_bundles(config.training), *[replica] * sampling.replicas, *judges]
-
-
-def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
-    url = config.buffer.url or default_url(storage)
-    buffer: Any = ray.remote(num_cpus=0, **_RETRIED)(PreferenceBuffer).remote(url, storage)
-    _result(buffer.count.remote())  # Opened, and ours.
-    return buffer
 
 
 def _start_judges(config: IterativeDPOConfig) -> list[Any]:

@@ -63,6 +63,8 @@ class Judgement:
     """Higher is better. None: the judge could not say, which is never a low score."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Further measurements worth a curve, by name."""
+    cost: float = 0.0
+    """Money that it cost, in the judge's currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,9 @@ class Pair:
     weight: float = 1.0
     """Weight of this pair's loss among the others': finite and above 0."""
     author: str = ""
-    """The person whose vote it is; empty where no person voted."""
+    """The person whose vote it is."""
     cost: float = 0.0
-    """Money that the judgement cost."""
+    """Money that the judgement cost, in the judge's currency."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -115,6 +117,7 @@ class Pair:
     @property
     def pair_id(self) -> str:
         """Hash of what makes this pair this pair: its tokens and where they come from."""
+        author = (self.author,) if self.author else ()
         identity = (
             self.prompt_ids,
             self.chosen_ids,
@@ -123,6 +126,6 @@ class Pair:
             self.round,
             self.source,
             self.judge,
-            *([self.author] if self.author else []),
+            *author,
         )
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]

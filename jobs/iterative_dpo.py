@@ -69,11 +69,13 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
 
     from dpo_ray.cluster import Cluster, all_bundles, connect, wait_for_resources
     from serve.deployment import deploy, http_address, wait_until_serving
+    from serve.settings import ReplicaSettings
 
     connect()
     wait_for_resources(all_bundles(config), timeout_s=config.cluster.wait_for_resources_s)
     with terminal.phase("start", "start sampler, judges, buffer and trainers"):
-        application = deploy(config.run_dir, config.sampling, config.serving)
+        settings = ReplicaSettings(config.sampling, config.serving, config.votes, config.buffer)
+        application = deploy(config.run_dir, settings)
         cluster = Cluster(config, serve.get_app_handle(application), terminal)
         wait_until_serving(application)
     terminal.say(f"run {config.run_dir} · live policy on {http_address()}/v1")

@@ -1,4 +1,4 @@
-"""A completion that a replica asks of its own layers, as a client would, with all that there is to know of it."""
+"""A completion that a replica asks of its own layers as a client would, with its tokens and log-prob."""
 
 import asyncio
 import json

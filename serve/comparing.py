@@ -3,18 +3,17 @@
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from starlette.types import ASGIApp
 
 from dpo_ray.buffer import ShownAnswer
-from dpo_ray.config import SamplingConfig
 from serve.asking import Draft, ask
 from serve.feedback_requests import ComparisonRequest
 from serve.forwarding import DRAW
 from serve.models import LIVE_NAME, pinned_name
 from serve.refusal import Refusal
+from serve.settings import ReplicaSettings
 
 Side = Literal["first", "second"]
 _SIDES: tuple[Side, Side] = ("first", "second")
@@ -34,23 +33,14 @@ class Answers(NamedTuple):
     second: ShownAnswer
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long an answer may get."""
-
-    context: int
-    """Tokens of prompt and completion."""
-    most: int | None
-    """Of the completion, where the service has a bound."""
-
-
 class Comparing:
     """Asks the layers below for both answers, as the job samples unless the request says otherwise."""
 
-    def __init__(self, app: ASGIApp, sampling: SamplingConfig, lengths: Lengths) -> None:
+    def __init__(self, app: ASGIApp, settings: ReplicaSettings, *, context_length: int) -> None:
         self._app = app
-        self._sampling = sampling
-        self._lengths = lengths
+        self._sampling = settings.sampling
+        self._most = settings.serving.max_new_tokens_per_request
+        self._context_length = context_length
 
     async def write(
         self, request: ComparisonRequest, prompt_ids: tuple[int, ...], candidate: int | None
@@ -89,17 +79,17 @@ class Comparing:
         return draft
 
     def _body(self, request: ComparisonRequest, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
-        room = self._lengths.context - len(prompt_ids)
+        room = self._context_length - len(prompt_ids)
         if room < 1:
             raise Refusal(
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer in a context "
-                f"of {self._lengths.context}: shorten it"
+                f"of {self._context_length}: shorten it"
             )
         asked = request.max_tokens or self._sampling.max_new_tokens
         temperature, top_p = request.temperature, request.top_p
         return {
             "prompt": list(prompt_ids),
-            "max_tokens": min(asked, room, self._lengths.most or room),
+            "max_tokens": min(asked, room, self._most or room),
             "temperature": self._sampling.temperature if temperature is None else temperature,
             "top_p": self._sampling.top_p if top_p is None else top_p,
         }

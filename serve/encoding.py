@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dpo_ray.comparisons import UnusableError, read_comparison
 from dpo_ray.preference_data import PairEncoder
+from dpo_ray.records import Row
 from dpo_ray.tokenization import tokenize_prompt
 from dpo_ray.types import Pair, Text
 from serve.refusal import Refusal
@@ -48,7 +49,7 @@ class Encoder:
         return await self._run(lambda: str(self._tokenizer.decode(token_ids)))
 
     def _pair(self, prompt: Text, chosen: Text, rejected: Text) -> Pair:
-        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         (pair,) = self._encode(read_comparison(row, self._tokenizer)).pairs
         return pair
 

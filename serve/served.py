@@ -1,4 +1,4 @@
-"""Completions that labelers got, told to the buffer in the background, so that a thumb on one means something."""
+"""Completions that labelers got, told to the buffer in the background for the thumbs that may come."""
 
 import asyncio
 import json

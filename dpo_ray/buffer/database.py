@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.schema import CreateColumn
 
 from dpo_ray.storage import Storage
 
@@ -45,32 +46,63 @@ def default_url(storage: Storage) -> str:
 
 
 def open_database(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        engine = sa.create_engine(url)
-    else:
-        # One connection for the life of the owner; the timeout waits for a dying owner to let go.
-        wait = {} if "timeout" in sa.make_url(url).query else {"timeout": 20}
-        engine = sa.create_engine(
-            url, poolclass=sa.StaticPool, connect_args={**wait, "check_same_thread": False}
-        )
-        event.listen(engine, "connect", _configure_sqlite)
+    """The store at a URL, with all tables and columns; ValueError where it cannot be opened."""
+    engine = _engine(_known_url(url))
     try:
-        METADATA.create_all(engine)
-        _add_weight_column(engine)
-    except OperationalError as error:
+        with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # Of several that open it at once, one makes the tables.
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('dpo_ray tables'))"))
+            METADATA.create_all(connection)
+            _add_missing_columns(connection)
+    except DBAPIError as error:
+        engine.dispose()
         raise ValueError(
-            f"the preference buffer {engine.url!r} cannot be opened: {error.orig}. "
+            f"the preference buffer {engine.url!r} cannot be opened: {str(error.orig).strip()}. "
             "If another job uses it, stop that job or set another run_dir or buffer.url."
         ) from None
     return engine
 
 
-def _add_weight_column(engine: sa.Engine) -> None:
-    """Give a table of a run that knew no weights the column, with every pair's weight 1."""
-    with engine.begin() as connection:
-        if "weight" not in {column["name"] for column in sa.inspect(connection).get_columns("pairs")}:
-            column = "weight DOUBLE PRECISION DEFAULT 1 NOT NULL"
-            connection.execute(sa.text(f"ALTER TABLE pairs ADD COLUMN {column}"))
+def _known_url(url: str) -> sa.URL:
+    """As people write it, to the driver that is installed."""
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:  # Its text may hold a password.
+        raise ValueError(
+            "buffer.url is no URL: write sqlite:///path or postgresql://user@host/name"
+        ) from None
+    if parsed.get_backend_name() in ("postgres", "postgresql"):
+        # A run's folder has *** in the password's place: libpq then looks into PGPASSWORD and ~/.pgpass.
+        password = None if parsed.password == "***" else parsed.password
+        return sa.URL.create(
+            "postgresql+psycopg",
+            parsed.username,
+            password,
+            parsed.host,
+            parsed.port,
+            parsed.database,
+            parsed.query,
+        )
+    if parsed.get_backend_name() != "sqlite":
+        raise ValueError(f"buffer.url is {parsed!r}: write sqlite:///path or postgresql://user@host/name")
+    return parsed
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    # One connection for the life of the owner; the timeout waits for a dying owner to let go.
+    wait = {} if "timeout" in url.query else {"timeout": 20}
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.StaticPool,
+        connect_args={**wait, "check_same_thread": False, "isolation_level": None},
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    # Python's driver begins transactions late, and savepoints never.
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
 
 
 def _configure_sqlite(connection: object, _record: object) -> None:
@@ -79,6 +111,17 @@ def _configure_sqlite(connection: object, _record: object) -> None:
     for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _add_missing_columns(connection: sa.Connection) -> None:
+    """Give the tables of an older run the columns that came later, with their defaults."""
+    inspector = sa.inspect(connection)
+    for table in METADATA.sorted_tables:
+        present = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def chunks(ids: list[str]) -> Iterable[list[str]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -10,22 +10,14 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
+from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now
+from dpo_ray.buffer.sampling import Candidate, SnapshotQuery, draw
+from dpo_ray.config import BufferConfig
 from dpo_ray.storage import Storage
 from dpo_ray.types import Message, Pair, Text
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-class SnapshotQuery(BaseModel):
-    """Which pairs a snapshot holds: run again on the same pairs, it chooses the same."""
-
-    model_config = ConfigDict(frozen=True)
-
-    max_round: int
-    min_policy_version: int
-    limit: int
-    seed: int
 
 
 class SnapshotManifest(BaseModel):
@@ -38,18 +30,34 @@ class SnapshotManifest(BaseModel):
     sha256: str
     age_mean: float
     """Mean of live version minus the pair's version."""
+    sources: dict[str, int] = {}
+    """Pairs of each source."""
     query: SnapshotQuery
     created_at: str
 
 
+def snapshot_query(config: BufferConfig, *, round_: int, live_version: int, seed: int) -> SnapshotQuery:
+    """What round `round_` trains on, of all rounds' pairs that are young enough."""
+    return SnapshotQuery(
+        max_round=round_,
+        min_policy_version=0 if config.max_age is None else max(0, live_version - config.max_age),
+        limit=config.pairs_per_round,
+        seed=seed,
+        mix=config.mix,
+        freshness_half_life=config.freshness_half_life,
+        max_pairs_per_prompt=config.max_pairs_per_prompt,
+        max_author_share=config.max_author_share,
+    )
+
+
 def declare_snapshot(
-    engine: sa.Engine, storage: Storage, query: SnapshotQuery, *, live_version: int
+    commits: Commits, storage: Storage, query: SnapshotQuery, *, live_version: int
 ) -> SnapshotManifest:
     """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
     declared = read_snapshot_manifest(storage, query.max_round)
     if declared is not None:
         return declared
-    rows = _select(engine, query)
+    rows = commits.run(lambda connection: _select(connection, query))
     content = _parquet(rows)
     ages = [live_version - row["policy_version"] for row in rows]
     manifest = SnapshotManifest(
@@ -57,6 +65,7 @@ def declare_snapshot(
         rows=len(rows),
         sha256=hashlib.sha256(content).hexdigest(),
         age_mean=sum(ages) / max(1, len(ages)),
+        sources=dict(Counter(row["source"] for row in rows)),
         query=query,
         created_at=now(),
     )
@@ -81,24 +90,22 @@ def read_snapshot(storage: Storage, manifest: SnapshotManifest) -> list[Pair]:
     return [_pair(row) for row in rows]
 
 
-def _select(engine: sa.Engine, query: SnapshotQuery) -> list[dict]:
-    chosen = sa.select(PAIRS.c.pair_id).where(
-        PAIRS.c.round <= query.max_round, PAIRS.c.policy_version >= query.min_policy_version
-    )
-    with engine.connect() as connection:
-        ids = sorted(connection.execute(chosen).scalars())
-        if len(ids) > query.limit:
-            ids = random.Random(f"{query.seed} {query.max_round}").sample(ids, query.limit)
-        rows: list[dict] = []
-        for some in chunks(ids):
-            found = connection.execute(sa.select(PAIRS).where(PAIRS.c.pair_id.in_(some)))
-            rows.extend(dict(row) for row in found.mappings())
+def _select(connection: sa.Connection, query: SnapshotQuery) -> list[dict]:
+    candidates = sa.select(
+        *(PAIRS.c[name] for name in ("pair_id", "policy_version", "source", "author")),
+        sa.literal("") if query.max_pairs_per_prompt is None else sa.cast(PAIRS.c.prompt_ids, sa.Text),
+    ).where(PAIRS.c.round <= query.max_round, PAIRS.c.policy_version >= query.min_policy_version)
+    ids = draw([Candidate(*row) for row in connection.execute(candidates)], query)
+    rows: list[dict] = []
+    for some in chunks(ids):
+        found = connection.execute(sa.select(PAIRS).where(PAIRS.c.pair_id.in_(some)))
+        rows.extend(dict(row) for row in found.mappings())
     return sorted(rows, key=lambda row: row["pair_id"])
 
 
 def _pair(row: dict) -> Pair:
-    """The pair of a snapshot's row; a snapshot without weights has pairs of weight 1."""
-    values = {name: row[name] for name in PAIR_COLUMNS if name in row or name != "weight"}
+    """The pair of a snapshot's row; a snapshot of an older run has not all columns."""
+    values = {name: row[name] for name in PAIR_COLUMNS if name in row}
     texts = {name: row[name] if row[f"{name}_ids"] else "" for name in ("chosen", "rejected")}
     ids = {name: tuple(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
     return Pair(**{**values, **texts, **ids})
@@ -118,7 +125,7 @@ def _parquet(rows: list[dict]) -> bytes:
         **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), pa.list_(pa.int32())),
         **dict.fromkeys(("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"), pa.float64()),
         **dict.fromkeys(("policy_version", "round"), pa.int64()),
-        "weight": pa.float64(),
+        **dict.fromkeys(("weight", "cost"), pa.float64()),
     }
     table = pa.table({name: pa.array(columns[name], type=types.get(name)) for name in names})
     sink = io.BytesIO()

@@ -7,16 +7,18 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from threading import Lock
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now, open_database
 from dpo_ray.buffer.feedback import ServedCompletion, ShownPair, keep_comparison, keep_served, random_prompt
 from dpo_ray.buffer.opinions import Choice
 from dpo_ray.buffer.quarantine import Released, release
-from dpo_ray.buffer.snapshots import SnapshotManifest, SnapshotQuery, declare_snapshot
+from dpo_ray.buffer.sampling import SnapshotQuery
+from dpo_ray.buffer.snapshots import SnapshotManifest, declare_snapshot
 from dpo_ray.buffer.votes import (
     Ballot,
     Tally,
@@ -31,8 +33,6 @@ from dpo_ray.config import VotesConfig
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair, Text
 
-_USUAL = (("weight", 1.0), ("author", ""), ("cost", 0.0))
-
 
 @dataclass(frozen=True, slots=True)
 class PutReceipt:
@@ -44,26 +44,39 @@ class PutReceipt:
 
 
 class PreferenceBuffer:
-    """The only owner of the pairs. The commit of `put` is its acknowledgement."""
+    """The owner of the pairs, for many threads at a time. The commit of `put` is its acknowledgement."""
 
     def __init__(self, url: str, storage: Storage) -> None:
         self._storage = storage
         self._url = url
+        self._opening = Lock()
+        self._opened: Commits | None = None
 
     def put(self, pairs: Sequence[Pair]) -> PutReceipt:
         """Add pairs in one transaction: all are durable on return, or none.
 
         Putting a pair again is a no-op. ValueError: a non-finite number, or a known id with other content.
         """
-        return self._commits.run(lambda connection: put_pairs(connection, pairs))
+        rows = _rows(pairs)
+        added = self._commits.run(lambda connection: _insert(connection, rows)) if rows else 0
+        return PutReceipt(added=added, known=len(pairs) - added)
 
     def count(self) -> int:
-        count = sa.select(sa.func.count()).select_from(PAIRS)
-        return self._commits.run(lambda connection: connection.execute(count).scalar_one())
+        query = sa.select(sa.func.count()).select_from(PAIRS)
+        return self._commits.run(lambda connection: connection.execute(query).scalar_one())
 
-    def declare_snapshot(self, query: SnapshotQuery, *, live_version: int) -> SnapshotManifest:
-        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
-        return declare_snapshot(self._engine, self._storage, query, live_version=live_version)
+    def declare_snapshot(
+        self, query: SnapshotQuery, *, live_version: int, retention_rounds: int | None = None
+    ) -> SnapshotManifest:
+        """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is.
+
+        Then delete the pairs that are older than `retention_rounds`.
+        """
+        manifest = declare_snapshot(self._commits, self._storage, query, live_version=live_version)
+        if retention_rounds is not None:
+            too_old = PAIRS.delete().where(PAIRS.c.round < query.max_round - retention_rounds)
+            self._commits.run(lambda connection: connection.execute(too_old).rowcount)
+        return manifest
 
     def keep_comparison(self, shown: ShownPair) -> None:
         self._commits.run(lambda connection: keep_comparison(connection, shown, now_s=time.time()))
@@ -99,34 +112,48 @@ class PreferenceBuffer:
         """Make pairs of the votes that satisfy the rules; again for the same round changes nothing more."""
         now_s = time.time()
         return self._commits.run(
-            lambda connection: release(connection, round_, config, now_s=now_s, put=put_pairs)
+            lambda connection: release(connection, round_, config, now_s=now_s, put=_put_pairs)
         )
 
     def close(self) -> None:
-        self._engine.dispose()
+        """Let go of the database; the next call opens it again."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
-    @cached_property
-    def _engine(self) -> sa.Engine:
-        """Opened by the first call: an actor cannot say clearly why its constructor failed."""
-        return open_database(self._url)
-
-    @cached_property
+    @property
     def _commits(self) -> Commits:
-        return Commits(self._engine)
+        """Opened by the first call: an actor cannot say clearly why its constructor failed."""
+        with self._opening:
+            if self._opened is None:
+                self._opened = Commits(open_database(self._url))
+            return self._opened
 
 
-def put_pairs(connection: sa.Connection, pairs: Sequence[Pair]) -> PutReceipt:
-    """Add pairs that are not there. ValueError: a non-finite number, or a known id with other content."""
-    rows: dict[str, dict] = {}
-    for row in map(_row, pairs):
-        _refuse_other_content(row, rows.setdefault(row["pair_id"], row)["content_sha256"])
-    known = _known(connection, list(rows))
-    for pair_id, content in known.items():
-        _refuse_other_content(rows[pair_id], content)
-    new = [row for pair_id, row in rows.items() if pair_id not in known]
-    if new:
-        connection.execute(PAIRS.insert(), new)
-    return PutReceipt(added=len(new), known=len(pairs) - len(new))
+def _put_pairs(connection: sa.Connection, pairs: Sequence[Pair]) -> None:
+    if pairs:
+        _insert(connection, _rows(pairs))
+
+
+def _insert(connection: sa.Connection, rows: Sequence[dict]) -> int:
+    """How many of the rows are new; ValueError where one is there with other content."""
+    insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    counted = insert(PAIRS).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    added = connection.execute(counted, rows).rowcount
+    if added < len(rows):
+        contents = _contents(connection, [row["pair_id"] for row in rows])
+        for row in rows:
+            _refuse_other_content(row, contents[row["pair_id"]])
+    return added
+
+
+def _contents(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
+    contents: dict[str, str] = {}
+    for some in chunks(ids):
+        query = sa.select(PAIRS.c.pair_id, PAIRS.c.content_sha256).where(PAIRS.c.pair_id.in_(some))
+        contents.update((row.pair_id, row.content_sha256) for row in connection.execute(query))
+    return contents
 
 
 def _refuse_other_content(row: dict, content: str) -> None:
@@ -134,22 +161,28 @@ def _refuse_other_content(row: dict, content: str) -> None:
         raise ValueError(f"pair {row['pair_id']} is there with other content: nothing of this call was kept")
 
 
-def _known(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
-    known: dict[str, str] = {}
-    for some in chunks(ids):
-        query = sa.select(PAIRS.c.pair_id, PAIRS.c.content_sha256).where(PAIRS.c.pair_id.in_(some))
-        known.update((row.pair_id, row.content_sha256) for row in connection.execute(query))
-    return known
+def _rows(pairs: Sequence[Pair]) -> list[dict]:
+    """Each pair's once, and ordered by id."""
+    rows: dict[str, dict] = {}
+    created_at = now()
+    for pair in pairs:
+        row = _row(pair, created_at)
+        _refuse_other_content(row, rows.setdefault(row["pair_id"], row)["content_sha256"])
+    # In one order in all processes: none waits for a row while another waits for one of its own.
+    return sorted(rows.values(), key=lambda row: row["pair_id"])
 
 
-def _row(pair: Pair) -> dict:
+def _row(pair: Pair, created_at: str) -> dict:
     values = {name: getattr(pair, name) for name in PAIR_COLUMNS}
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(
                 f"{name}={value} of a pair of round {pair.round} (judge {pair.judge!r}) is not finite"
             )
-    # The usual weight is no content: a pair that was kept without one is the same pair.
-    hashed = {name: value for name, value in values.items() if (name, value) not in _USUAL}
+    # What is usual is no content: a pair that was kept before there was such a column is the same pair.
+    hashed = {name: value for name, value in values.items() if (name, value) not in _USUAL.items()}
     content = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-    return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": now(), **values}
+    return {"pair_id": pair.pair_id, "content_sha256": content, "created_at": created_at, **values}
+
+
+_USUAL = {"weight": 1.0, "author": "", "cost": 0.0}

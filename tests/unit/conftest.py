@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from postgres import PostgresServer
 from transformers import Qwen3ForCausalLM
 
 from dpo_ray.buffer import PreferenceBuffer
@@ -61,11 +62,32 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def buffer_url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/buffer.sqlite"
 
 
 @pytest.fixture
-def buffer(buffer_url: str, storage: Storage) -> PreferenceBuffer:
-    return PreferenceBuffer(buffer_url, storage)
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """Of an empty database that only this test has."""
+    yield postgres.new_database("pairs")
+    postgres.drop_database("pairs")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def buffer_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def buffer(buffer_url: str, storage: Storage) -> Iterator[PreferenceBuffer]:
+    buffer = PreferenceBuffer(buffer_url, storage)
+    yield buffer
+    buffer.close()

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 from safetensors.torch import save_file
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, SnapshotQuery
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, snapshot_query
 from dpo_ray.cluster import Cluster
 from dpo_ray.config import IterativeDPOConfig
 from dpo_ray.desk import ScoreWithStart
@@ -204,9 +204,12 @@ class FakeCluster(Cluster):
 
     @with_points
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
-        limit = self._config.buffer.pairs_per_round
-        query = SnapshotQuery(max_round=round_, min_policy_version=0, limit=limit, seed=self._config.seed)
-        return self._buffer.declare_snapshot(query, live_version=self._live())
+        live, config = self._live(), self._config
+        query = snapshot_query(config.buffer, round_=round_, live_version=live, seed=config.seed)
+        self._buffer.release(round_, config.votes)
+        return self._buffer.declare_snapshot(
+            query, live_version=live, retention_rounds=config.buffer.retention_rounds
+        )
 
     @with_points
     def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:

@@ -6,13 +6,13 @@ import json
 import math
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotQuery, read_snapshot
 from dpo_ray.storage import Storage
@@ -126,15 +126,16 @@ def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str,
     assert buffer.count() % 2 == 0  # Each call put two pairs or none.
 
 
-def test_a_second_owner_is_refused(buffer: PreferenceBuffer, buffer_url: str, storage: Storage) -> None:
+def test_a_second_owner_of_a_file_is_refused(sqlite_url: str, storage: Storage) -> None:
+    buffer = PreferenceBuffer(sqlite_url, storage)
     buffer.put([make_pair(1)])
     with pytest.raises(
         ValueError, match=r"cannot be opened: database is locked\. If another job uses it, stop"
     ):
-        PreferenceBuffer(f"{buffer_url}?timeout=0.1", storage).count()
+        PreferenceBuffer(f"{sqlite_url}?timeout=0.1", storage).count()
     buffer.put([make_pair(2)])
     buffer.close()
-    assert PreferenceBuffer(buffer_url, storage).count() == 2
+    assert PreferenceBuffer(sqlite_url, storage).count() == 2
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
@@ -151,18 +152,28 @@ def test_another_weight_is_other_content(buffer: PreferenceBuffer) -> None:
         buffer.put([make_pair(1)])
 
 
-def test_a_store_that_knew_no_weights_goes_on_with_weight_one(
+def test_the_store_of_an_older_run_goes_on_with_the_usual_weight_author_and_cost(
     buffer: PreferenceBuffer, buffer_url: str, storage: Storage
 ) -> None:
-    content = {name: value for name, value in dataclasses.asdict(make_pair(1)).items() if name != "weight"}
+    newer = ("weight", "author", "cost")
+    content = {name: value for name, value in dataclasses.asdict(make_pair(1)).items() if name not in newer}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     buffer.put([make_pair(1)])
     buffer.close()
-    store = sqlite3.connect(buffer_url.removeprefix("sqlite:///"))
-    store.execute("ALTER TABLE pairs DROP COLUMN weight")
-    assert store.execute("SELECT content_sha256 FROM pairs").fetchone() == (digest,)
-    store.close()
+    store = sa.create_engine(buffer_url.replace("postgresql:", "postgresql+psycopg:"))
+    with store.begin() as connection:
+        for name in newer:
+            connection.execute(sa.text(f"ALTER TABLE pairs DROP COLUMN {name}"))
+        assert connection.execute(sa.text("SELECT content_sha256 FROM pairs")).scalars().all() == [digest]
+    store.dispose()
     again = PreferenceBuffer(buffer_url, storage)
-    heavy = dataclasses.replace(make_pair(2), weight=2.0)
-    assert again.put([make_pair(1), heavy]) == PutReceipt(added=1, known=1)
-    assert sorted(kept(again, storage), key=lambda pair: pair.weight) == [make_pair(1), heavy]
+    vote = dataclasses.replace(make_pair(2), weight=2.0, author="ada", cost=0.5, source="human")
+    assert again.put([make_pair(1), vote]) == PutReceipt(added=1, known=1)
+    assert sorted(kept(again, storage), key=lambda pair: pair.weight) == [make_pair(1), vote]
+
+
+def test_an_author_is_part_of_the_id_and_the_ids_of_pairs_without_one_stay() -> None:
+    assert make_pair(1).pair_id == "d84555dd0a976832053f31f139b81b42"
+    by_ada, by_bob = (dataclasses.replace(make_pair(1), author=name) for name in ("ada", "bob"))
+    assert len({make_pair(1).pair_id, by_ada.pair_id, by_bob.pair_id}) == 3
+    assert dataclasses.replace(make_pair(1), cost=3.0).pair_id == make_pair(1).pair_id

@@ -24,7 +24,7 @@ from dpo_ray.types import Message, Pair
 COLUMNS = [
     *("pair_id", "prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids"),
     *("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"),
-    *("policy_version", "round", "source", "judge", "weight", "created_at"),
+    *("policy_version", "round", "source", "judge", "weight", "author", "cost", "created_at"),
 ]
 
 
