@@ -109,7 +109,6 @@ def _scope(length: int, state: dict[str, Any]) -> Scope:
 
 
 def _refusal(answer: dict[str, Any]) -> Refusal:
-    error = answer.get("error", {})
-    code = error.get("code")
-    status = code if isinstance(code, int) and code in HTTPStatus else HTTPStatus.SERVICE_UNAVAILABLE
-    return Refusal(str(error.get("message", "no answer: try again")), status=HTTPStatus(status))
+    """As vLLM's routes and our own layers write it."""
+    error = answer["error"]
+    return Refusal(error["message"], status=HTTPStatus(error["code"]))

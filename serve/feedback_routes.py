@@ -73,10 +73,8 @@ class FeedbackRoutes:
         if asked.stream:
             first = await anext(writing)  # What is refused now is no stream.
             return StreamingResponse(self._events(first, writing, draft), media_type="text/event-stream")
-        async with aclosing(writing), until_disconnect(request.receive):
-            async for part in writing:
-                if isinstance(part, Answers):
-                    return _json(await self._kept(draft, part))
+        async with until_disconnect(request.receive):
+            return await self._whole(writing, draft)
         return Response(status_code=HTTPStatus.NO_CONTENT)  # Nobody is there to read it.
 
     async def prompt(self, request: Request) -> Response:
@@ -138,6 +136,16 @@ class FeedbackRoutes:
         )
         await self.box.ask("keep_comparison", shown)
         return ComparisonAnswer.of(shown, created=int(now_s))
+
+    async def _whole(self, writing: AsyncGenerator[Piece | Answers, None], draft: "_Draft") -> Response:
+        """The comparison, or why there is none: what is raised here would reach nobody as it is."""
+        try:
+            async with aclosing(writing):
+                *_, answers = [part async for part in writing]
+            assert isinstance(answers, Answers)
+            return _json(await self._kept(draft, answers))
+        except Refusal as refusal:
+            return refusal.response()
 
     async def _events(
         self, first: Piece | Answers, writing: AsyncGenerator[Piece | Answers, None], draft: "_Draft"
