@@ -42,6 +42,7 @@ class Cluster:
         self._terminal = terminal
         self._sampler = Sampler(handle, replicas=config.sampling.replicas)
         self._buffer = buffer_actor(self._storage, config.buffer)
+        _result(self._buffer.hold.remote())
         _result(self._buffer.count.remote())  # Opened, and ours.
         self._judges = _start_judges(config)
         self._trainers = TrainerGroup(config.run_dir, config.training)
@@ -144,8 +145,7 @@ class Cluster:
     def close(self) -> None:
         """Let the training workers return, and leave Ray.
 
-        Where the cluster stays, so do the served policy and the buffer, which opens its file again when a
-        vote comes.
+        Where the cluster stays, so do the served policy and the buffer, which opens its file for votes.
         """
         self._trainers.close()
         _result(self._buffer.close.remote())
@@ -237,7 +237,7 @@ def buffer_actor(storage: Storage, config: BufferConfig) -> Any:
         max_concurrency=64,
         **_RETRIED,
     )
-    return actor.remote(url, storage)
+    return actor.remote(url, storage, is_held=False)
 
 
 def end_other_buffers(storage: Storage) -> None:

@@ -84,6 +84,7 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
 
 def main(config: IterativeDPOConfig) -> None:
     """Do the rounds that are left, and show what came of all."""
+    from dpo_ray.buffer import StoreError
     from dpo_ray.gate import GateError
     from dpo_ray.judges.function import JudgeError
     from dpo_ray.learner import TrainingError
@@ -101,7 +102,7 @@ def main(config: IterativeDPOConfig) -> None:
     if cluster is not None:
         try:
             improve(run, cluster, terminal)
-        except (JudgeError, TrainingError, SamplerError, GateError) as error:
+        except (JudgeError, StoreError, TrainingError, SamplerError, GateError) as error:
             exit_with(str(error), code=1)
         finally:
             cluster.close()

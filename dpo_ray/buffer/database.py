@@ -11,11 +11,16 @@ from sqlalchemy.schema import CreateColumn
 from dpo_ray.storage import Storage
 
 METADATA = sa.MetaData()
+PAIR_ID_LENGTH = 32
 _CHUNK = 500
+_REMEDY = {
+    "sqlite": "If another job uses it, stop that job or set another run_dir or buffer.url",
+    "postgresql": "Start the server, or set another buffer.url; a password may be in PGPASSWORD or ~/.pgpass",
+}
 PAIRS = sa.Table(
     "pairs",
     METADATA,
-    sa.Column("pair_id", sa.String(32), primary_key=True),
+    sa.Column("pair_id", sa.String(PAIR_ID_LENGTH), primary_key=True),
     sa.Column("content_sha256", sa.String(64), nullable=False),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt", "chosen", "rejected")),
     *(sa.Column(name, sa.JSON, nullable=False) for name in ("prompt_ids", "chosen_ids", "rejected_ids")),
@@ -58,8 +63,8 @@ def open_database(url: str) -> sa.Engine:
     except DBAPIError as error:
         engine.dispose()
         raise ValueError(
-            f"the preference buffer {engine.url!r} cannot be opened: {str(error.orig).strip()}. "
-            "If another job uses it, stop that job or set another run_dir or buffer.url."
+            f"the preference buffer {engine.url!r} cannot be opened: {' '.join(str(error.orig).split())}. "
+            f"{_REMEDY[engine.dialect.name]}."
         ) from None
     return engine
 
@@ -73,16 +78,17 @@ def _known_url(url: str) -> sa.URL:
             "buffer.url is no URL: write sqlite:///path or postgresql://user@host/name"
         ) from None
     if parsed.get_backend_name() in ("postgres", "postgresql"):
-        # A run's folder has *** in the password's place: libpq then looks into PGPASSWORD and ~/.pgpass.
-        password = None if parsed.password == "***" else parsed.password
+        query = dict(parsed.query)
+        password = query.pop("password", parsed.password)
         return sa.URL.create(
             "postgresql+psycopg",
-            parsed.username,
-            password,
-            parsed.host,
-            parsed.port,
-            parsed.database,
-            parsed.query,
+            username=parsed.username,
+            # A run's folder has *** in its place: libpq then looks into PGPASSWORD and ~/.pgpass.
+            password=None if password == "***" else str(password or "") or None,
+            host=parsed.host,
+            port=parsed.port,
+            database=parsed.database,
+            query=query,
         )
     if parsed.get_backend_name() != "sqlite":
         raise ValueError(f"buffer.url is {parsed!r}: write sqlite:///path or postgresql://user@host/name")
@@ -108,7 +114,8 @@ def _engine(url: sa.URL) -> sa.Engine:
 def _configure_sqlite(connection: object, _record: object) -> None:
     cursor = connection.cursor()  # type: ignore[attr-defined]
     # An exclusive lock refuses a second owner, and lets WAL work without shared memory.
-    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+    # What is deleted is overwritten: it may be a person's.
+    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

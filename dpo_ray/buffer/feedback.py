@@ -78,6 +78,7 @@ COMPARISONS = sa.Table(
     "comparisons",
     METADATA,
     sa.Column("comparison_id", sa.String, primary_key=True),
+    sa.Column("author", sa.String, nullable=False, index=True),
     sa.Column("expires_at", sa.Double, nullable=False, index=True),
     sa.Column("content", sa.Text, nullable=False),
 )
@@ -87,7 +88,7 @@ SERVED = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("completion_id", sa.String, nullable=False, index=True),
     sa.Column("index", sa.Integer, nullable=False),
-    sa.Column("author", sa.String, nullable=False),
+    sa.Column("author", sa.String, nullable=False, index=True),
     sa.Column("content", sa.Text, nullable=False),
 )
 
@@ -99,6 +100,7 @@ def keep_comparison(connection: sa.Connection, shown: ShownPair, *, now_s: float
     if connection.execute(known).first() is None:
         row = {
             "comparison_id": shown.comparison_id,
+            "author": shown.author,
             "expires_at": shown.expires_at,
             "content": _PAIR.dump_json(shown).decode(),
         }

@@ -38,7 +38,8 @@ class Candidate(NamedTuple):
 
 def draw(candidates: Sequence[Candidate], query: SnapshotQuery) -> list[str]:
     """Ids of the pairs that a snapshot holds, sorted; whatever the order of the candidates."""
-    ordered = sorted(candidates, key=lambda pair: (_arrival(pair, query), pair.pair_id))
+    mixed = [pair for pair in candidates if query.mix.get(_stratum(pair, query), 1.0) > 0]
+    ordered = sorted(mixed, key=lambda pair: (_arrival(pair, query), pair.pair_id))
     allowed = _within_bounds(ordered, query)
     places = _places(query, Counter(_stratum(pair, query) for pair in allowed))
     drawn: list[str] = []
@@ -65,7 +66,7 @@ def divide(places: int, weights: Mapping[str, float], supply: Mapping[str, int])
     What a source cannot fill goes to the others.
     """
     given: Counter[str] = Counter()
-    queue = [(1 / weights[name], name) for name in supply if weights[name] > 0]
+    queue = [(1 / weights[name], name) for name in supply]
     heapq.heapify(queue)
     while queue and given.total() < places:
         _, name = heapq.heappop(queue)
@@ -90,13 +91,13 @@ def _arrival(pair: Candidate, query: SnapshotQuery) -> float:
 def _within_bounds(ordered: Sequence[Candidate], query: SnapshotQuery) -> list[Candidate]:
     """Without what comes after the last place of its prompt or its person."""
     places = _places(query, dict.fromkeys({_stratum(pair, query) for pair in ordered}, query.limit))
-    most = {stratum: max(1, math.floor(query.max_author_share * n + 1e-9)) for stratum, n in places.items()}
     prompts: Counter[str] = Counter()
     authors: Counter[tuple[str, str]] = Counter()
     allowed: list[Candidate] = []
     for pair in ordered:
         stratum = _stratum(pair, query)
-        if pair.author and authors[stratum, pair.author] >= most.get(stratum, 0):
+        most = max(1, math.floor(query.max_author_share * places[stratum] + 1e-9))
+        if pair.author and authors[stratum, pair.author] >= most:
             continue
         if query.max_pairs_per_prompt is not None and prompts[pair.prompt] >= query.max_pairs_per_prompt:
             continue

@@ -10,14 +10,22 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now
+from dpo_ray.buffer.opening import Opening
 from dpo_ray.buffer.sampling import Candidate, SnapshotQuery, draw
 from dpo_ray.config import BufferConfig
 from dpo_ray.storage import Storage
 from dpo_ray.types import Message, Pair, Text
 
+_COLUMNS = ["pair_id", *PAIR_COLUMNS, "created_at"]
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), pa.list_(pa.int32())),
+    **dict.fromkeys(("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"), pa.float64()),
+    **dict.fromkeys(("policy_version", "round"), pa.int64()),
+    **dict.fromkeys(("weight", "cost"), pa.float64()),
+}
+"""Where the values do not say it: a column may be empty."""
 
 
 class SnapshotManifest(BaseModel):
@@ -51,14 +59,14 @@ def snapshot_query(config: BufferConfig, *, round_: int, live_version: int, seed
 
 
 def declare_snapshot(
-    commits: Commits, storage: Storage, query: SnapshotQuery, *, live_version: int
+    store: Opening, storage: Storage, query: SnapshotQuery, *, live_version: int
 ) -> SnapshotManifest:
     """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
     declared = read_snapshot_manifest(storage, query.max_round)
     if declared is not None:
         return declared
-    rows = commits.run(lambda connection: _select(connection, query))
-    content = _parquet(rows)
+    rows = store.run(lambda connection: _select(connection, query))
+    content = parquet(rows, _COLUMNS)
     ages = [live_version - row["policy_version"] for row in rows]
     manifest = SnapshotManifest(
         round=query.max_round,
@@ -69,7 +77,7 @@ def declare_snapshot(
         query=query,
         created_at=now(),
     )
-    storage.write_bytes(_snapshot_file(query.max_round), content)
+    storage.write_bytes(snapshot_file(query.max_round), content)
     storage.write_text(_manifest_file(query.max_round), manifest.model_dump_json(indent=2))
     return manifest
 
@@ -83,9 +91,9 @@ def read_snapshot_manifest(storage: Storage, round_: int) -> SnapshotManifest | 
 
 def read_snapshot(storage: Storage, manifest: SnapshotManifest) -> list[Pair]:
     """The pairs of a declared snapshot; ValueError where the file is not the declared one."""
-    content = storage.read_bytes(_snapshot_file(manifest.round))
+    content = storage.read_bytes(snapshot_file(manifest.round))
     if hashlib.sha256(content).hexdigest() != manifest.sha256:
-        raise ValueError(f"{_snapshot_file(manifest.round)} is not the snapshot that its manifest declares")
+        raise ValueError(f"{snapshot_file(manifest.round)} is not the snapshot that its manifest declares")
     rows = pq.read_table(io.BytesIO(content)).to_pylist()
     return [_pair(row) for row in rows]
 
@@ -111,22 +119,14 @@ def _pair(row: dict) -> Pair:
     return Pair(**{**values, **texts, **ids})
 
 
-def _parquet(rows: list[dict]) -> bytes:
-    """The columns of the public contract, zstd-compressed; equal rows give equal bytes."""
-    names = ["pair_id", *PAIR_COLUMNS, "created_at"]
+def parquet(rows: Sequence[dict], names: Sequence[str]) -> bytes:
+    """Columns of the public contract, zstd-compressed; equal rows give equal bytes."""
     columns = {name: [row[name] for row in rows] for name in names}
-    types: dict[str, pa.DataType] = {}
-    if any(isinstance(text, list) for text in columns["prompt"]):
+    types = dict(_TYPES)
+    if any(isinstance(row["prompt"], list) for row in rows):
         for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            ids = columns[f"{name}_ids"]
-            columns[name] = [_as_messages(*turn, role) for turn in zip(columns[name], ids, strict=True)]
+            columns[name] = [_as_messages(row[name], row[f"{name}_ids"], role) for row in rows]
             types[name] = _MESSAGES
-    types |= {
-        **dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), pa.list_(pa.int32())),
-        **dict.fromkeys(("chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp"), pa.float64()),
-        **dict.fromkeys(("policy_version", "round"), pa.int64()),
-        **dict.fromkeys(("weight", "cost"), pa.float64()),
-    }
     table = pa.table({name: pa.array(columns[name], type=types.get(name)) for name in names})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -140,7 +140,7 @@ def _as_messages(text: Text, token_ids: Sequence[int], role: str) -> list[Messag
     return text
 
 
-def _snapshot_file(round_: int) -> str:
+def snapshot_file(round_: int) -> str:
     return f"rounds/{round_:05d}/pairs.parquet"
 
 

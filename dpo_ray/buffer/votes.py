@@ -8,7 +8,15 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from dpo_ray.buffer.database import METADATA
-from dpo_ray.buffer.feedback import ConflictError, ForeignError, UnknownError, comparison, served_completion
+from dpo_ray.buffer.feedback import (
+    COMPARISONS,
+    SERVED,
+    ConflictError,
+    ForeignError,
+    UnknownError,
+    comparison,
+    served_completion,
+)
 from dpo_ray.buffer.opinions import (
     Choice,
     Opinion,
@@ -135,6 +143,12 @@ def tally(connection: sa.Connection, author: str | None = None) -> Tally:
         if row.state == "released":
             rounds[row.round] = row.num
     return Tally(states["quarantined"], states["released"], states["refused"], rounds)
+
+
+def forget_votes(connection: sa.Connection, author: str) -> None:
+    """Delete all that a person was shown and said."""
+    for table in (VOTES, COMPARISONS, SERVED):
+        connection.execute(table.delete().where(table.c.author == author))
 
 
 def _keep(connection: sa.Connection, ballot: Ballot, opinion: Opinion) -> VoteReceipt:

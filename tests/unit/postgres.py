@@ -15,7 +15,8 @@ import psycopg
 class PostgresServer:
     """Listens on a socket in its folder alone; what it has committed outlives `kill` and `start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self._options = options
         self._folder = Path(tempfile.mkdtemp(prefix="postgres"))  # A socket's path is short.
         self._binaries = _wheel() / "pginstall18" / "bin"
         self._as_user: dict[str, Any] = {}
@@ -30,13 +31,11 @@ class PostgresServer:
 
     def start(self) -> None:
         """Return when it takes connections."""
-        command = [self._binaries / "postgres", "-D", self._folder / "data", "-k", self._folder, "-h", ""]
-        with open(self._folder / "log", "a") as log:
-            self._server = subprocess.Popen(
-                command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True, **self._as_user
-            )
-        deadline = time.monotonic() + 30
+        self._server = self._launch()
+        deadline = time.monotonic() + 60
         while not self._answers():
+            if self._server.poll() is not None:  # Children of a killed server were still there.
+                self._server = self._launch()
             if time.monotonic() > deadline:
                 raise TimeoutError((self._folder / "log").read_text())
             time.sleep(0.02)
@@ -61,9 +60,29 @@ class PostgresServer:
         with psycopg.connect(self._conninfo, autocommit=True) as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
+    def set_read_only(self, name: str, value: str) -> None:
+        """For all who connect from now on; those who are connected have to do it again."""
+        with psycopg.connect(self._conninfo, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}')  # type: ignore[arg-type]
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+
     @property
     def _conninfo(self) -> str:
         return f"host={self._folder} user=postgres dbname=postgres"
+
+    def _launch(self) -> subprocess.Popen:
+        place = ["-D", self._folder / "data", "-k", self._folder, "-h", ""]
+        with open(self._folder / "log", "a") as log:
+            return subprocess.Popen(
+                [self._binaries / "postgres", *place, *self._options],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._as_user,
+            )
 
     def _answers(self) -> bool:
         try:

@@ -4,17 +4,16 @@ import dataclasses
 import hashlib
 import json
 import math
-import random
-import signal
-import subprocess
-import sys
-import time
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from postgres import PostgresServer
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotQuery, read_snapshot
+from benchmarks.buffer_kills import kill_server, kill_writers
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotQuery, StoreError, read_snapshot
 from dpo_ray.storage import Storage
 from dpo_ray.types import Pair
 
@@ -89,41 +88,91 @@ def test_pairs_outlive_their_owner(buffer: PreferenceBuffer, buffer_url: str, st
     assert sorted(pair.pair_id for pair in kept(again, storage)) == sorted(pair.pair_id for pair in pairs)
 
 
-WRITER = """
-import sys
-from test_buffer import make_pair
-from dpo_ray.buffer import PreferenceBuffer
-from dpo_ray.storage import Storage
-
-buffer = PreferenceBuffer(sys.argv[1], Storage("."))
-number = 10_000 * int(sys.argv[2])
-while True:
-    buffer.put([make_pair(number), make_pair(number + 1)])
-    print(number, number + 1, flush=True)
-    number += 2
-"""
+def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str, tmp_path: Path) -> None:
+    assert kill_writers(buffer_url, tmp_path, times=3) >= 3
 
 
-def test_no_acknowledged_pair_is_lost_when_the_writer_is_killed(buffer_url: str, storage: Storage) -> None:
-    acknowledged: list[int] = []
-    for life in range(8):
-        command = [sys.executable, "-c", WRITER, buffer_url, str(life)]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
-        ) as writer:
-            assert writer.stdout is not None
-            first = writer.stdout.readline()
-            time.sleep(random.Random(life).uniform(0, 0.02))
-            writer.send_signal(signal.SIGKILL)
-            lines = [first, *writer.stdout.read().split("\n")]
-        # The kill may cut the last acknowledgement short: it then says less, not more.
-        acknowledged += [int(number) for line in lines if line.count(" ") for number in line.split()[:1]]
-    buffer = PreferenceBuffer(buffer_url, storage)
-    ids = [pair.pair_id for pair in kept(buffer, storage)]
-    assert len(acknowledged) >= 8
-    assert {make_pair(number).pair_id for number in acknowledged} <= set(ids)
-    assert len(ids) == len(set(ids)) == buffer.count()
-    assert buffer.count() % 2 == 0  # Each call put two pairs or none.
+def test_no_acknowledged_pair_is_lost_when_the_server_is_killed_and_the_writer_goes_on(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    assert kill_server(postgres, tmp_path, times=2) >= 2
+
+
+def test_a_full_disk_is_an_error_and_the_buffer_goes_on_where_there_is_room_again(
+    sqlite_url: str, storage: Storage
+) -> None:
+    buffer = PreferenceBuffer(sqlite_url, storage)
+    buffer.put([make_pair(1)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))  # Of the write-ahead log, too.
+    try:
+        with pytest.raises(StoreError, match=r"buffer\.sqlite kept nothing of this call: disk I/O error"):
+            buffer.put([make_pair(number) for number in range(2, 2000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert buffer.count() == 1
+    assert buffer.put([make_pair(number) for number in range(2000)]) == PutReceipt(added=1999, known=1)
+    buffer.close()
+    assert PreferenceBuffer(sqlite_url, storage).count() == 2000
+
+
+def test_a_database_that_takes_no_writes_is_an_error_until_it_does(
+    postgres: PostgresServer, postgres_url: str, storage: Storage
+) -> None:
+    buffer = PreferenceBuffer(postgres_url, storage)
+    buffer.put([make_pair(1)])
+    postgres.set_read_only("pairs", "on")
+    with pytest.raises(StoreError, match=r"cannot execute INSERT in a read-only transaction\. Make room, or"):
+        buffer.put([make_pair(2)])
+    postgres.set_read_only("pairs", "off")
+    assert buffer.put([make_pair(1), make_pair(2)]) == PutReceipt(added=1, known=1)
+    buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:////proc/no.sqlite", "unable to open database file. If another job uses it"),
+        ("postgresql://me:hunter2@127.0.0.1:1/pairs", "Connection refused.* Start the server"),
+        (
+            "mysql://me:hunter2@localhost/pairs",
+            r"buffer\.url is mysql://me:\*\*\*@.*: write sqlite:///path or post",
+        ),
+        ("hunter2@localhost", "buffer.url is no URL: write sqlite:///path or postgresql"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_named_without_its_password(
+    storage: Storage, url: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason) as refusal:
+        PreferenceBuffer(url, storage).count()
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_two_writers_of_one_database_keep_every_pair_once(postgres_url: str, storage: Storage) -> None:
+    """Both put the same pairs, in another order each, while each other's transactions are open."""
+    pairs = [make_pair(number) for number in range(400)]
+    parts = [pairs[start : start + 20] for start in range(0, 400, 20)]
+    writers = [PreferenceBuffer(postgres_url, storage) for _ in range(2)]
+    with ThreadPoolExecutor(8) as threads:
+        calls = [
+            threads.submit(writer.put, part)
+            for writer, order in zip(writers, (parts, parts[::-1]), strict=True)
+            for part in order
+        ]
+        receipts = [call.result() for call in calls]
+    assert sum(receipt.added for receipt in receipts) == 400 == writers[0].count()
+    assert sum(receipt.known for receipt in receipts) == 400
+    with pytest.raises(ValueError, match="other content"):
+        writers[1].put([dataclasses.replace(make_pair(1), chosen_reward=9.0)])
+    for writer in writers:
+        writer.close()
+
+
+def test_many_threads_put_at_a_time(buffer: PreferenceBuffer) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        receipts = list(threads.map(lambda number: buffer.put([make_pair(number // 2)]), range(200)))
+    assert sum(receipt.added for receipt in receipts) == 100 == buffer.count()
 
 
 def test_a_second_owner_of_a_file_is_refused(sqlite_url: str, storage: Storage) -> None:

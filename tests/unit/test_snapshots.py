@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pandas
@@ -17,7 +18,9 @@ from dpo_ray.buffer import (
     SnapshotQuery,
     read_snapshot,
     read_snapshot_manifest,
+    snapshot_query,
 )
+from dpo_ray.config import BufferConfig
 from dpo_ray.storage import Storage, sha256_file
 from dpo_ray.types import Message, Pair
 
@@ -81,6 +84,46 @@ def test_more_pairs_than_the_limit_are_drawn_from_all_rounds_by_the_seed(tmp_pat
     assert versions_of(first) == {0, 1, 2, 3}
     assert drawn(0, numbers[::-1], "other order") == first
     assert drawn(1, numbers, "other seed") != first
+
+
+def test_a_snapshot_keeps_the_bounds_of_the_settings_and_counts_its_sources(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    votes = [
+        dataclasses.replace(make_pair(number), source="human", author="ada" if number < 90 else "bob")
+        for number in range(100)
+    ]
+    judged = [make_pair(number % 10, version=number // 10) for number in range(100)]
+    buffer.put([*votes, *judged])
+    config = BufferConfig(
+        pairs_per_round=60,
+        mix={"human": 2, "judge": 1},
+        max_author_share=0.5,
+        max_pairs_per_prompt=2,
+        max_age=4,
+    )
+    query = snapshot_query(config, round_=0, live_version=9, seed=1)
+    assert query.min_policy_version == 5
+    everything = query.model_copy(update={"min_policy_version": 0})
+    manifest = buffer.declare_snapshot(everything, live_version=9)
+    pairs = read_snapshot(storage, manifest)
+    # Of 40 places for votes, ada may fill 20 and bob has 10 votes; 10 prompts leave 20 places to the judge.
+    assert Counter(pair.author for pair in pairs)["ada"] <= 20
+    assert max(Counter(pair.prompt_ids for pair in pairs).values()) <= 2
+    assert manifest.sources == Counter(pair.source for pair in pairs)
+    assert read_snapshot_manifest(storage, 0) == manifest
+
+
+def test_pairs_older_than_the_retention_are_deleted_once_the_snapshot_is_there(
+    buffer: PreferenceBuffer, storage: Storage
+) -> None:
+    buffer.put([make_pair(number, round_=number) for number in range(6)])
+    manifest = buffer.declare_snapshot(all_of_round(4), live_version=0, retention_rounds=1)
+    assert [row["round"] for row in sorted(buffer.rows(), key=lambda row: row["round"])] == [3, 4, 5]
+    assert len(read_snapshot(storage, manifest)) == 5
+    buffer.put([make_pair(0)])  # As where the job dies in between, and declares again.
+    assert buffer.declare_snapshot(all_of_round(4), live_version=0, retention_rounds=1) == manifest
+    assert buffer.count() == 3
 
 
 def test_a_snapshot_of_nothing_has_no_rows(buffer: PreferenceBuffer, storage: Storage) -> None:

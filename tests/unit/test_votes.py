@@ -1,7 +1,9 @@
 """A vote is kept once, can be undone while it waits, and becomes a pair by rules that say why not."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +72,7 @@ def about(number: int) -> dict[str, Any]:
 def states(buffer: PreferenceBuffer) -> dict[str, tuple[str, str]]:
     """State of each vote and why, by its author and choice."""
     query = sa.text("select author, choice, state, why from votes order by at, vote_id")
-    rows = buffer._commits.run(lambda connection: connection.execute(query).all())
+    rows = buffer._open.run(lambda connection: connection.execute(query).all())
     return {f"{row.author} {row.choice}": (row.state, row.why) for row in rows}
 
 
@@ -345,6 +347,36 @@ def test_votes_outlive_their_owner_and_a_closed_buffer_opens_again(
     assert again.release(0, AT_ONCE).released == 1
     again.close()
     assert buffer.tally().released == 1
+
+
+def test_who_is_forgotten_leaves_no_vote(buffer: PreferenceBuffer) -> None:
+    buffer.keep_served([served()], most=9)
+    for name in ("ann", "bob"):
+        vote(buffer, name)
+    buffer.forget("ann")
+    assert [buffer.tally(name).waiting for name in ("ann", "bob")] == [0, 1]
+    with pytest.raises(UnknownError):
+        buffer.vote_on_comparison(ballot("ann"), "cmp-ann", "first")
+    with pytest.raises(UnknownError):
+        buffer.vote_on_completion(ballot("ann"), "chatcmpl-1", 0, is_good=True)
+
+
+def test_others_may_open_the_file_unless_a_job_holds_it(tmp_path: Path, storage: Storage) -> None:
+    url = f"sqlite:///{tmp_path}/shared.sqlite?timeout=0"
+    served_run = PreferenceBuffer(url, storage, is_held=False)
+    with ThreadPoolExecutor(8) as people:
+        assert all(
+            receipt.is_new for receipt in people.map(lambda n: vote(served_run, "ann", **about(n)), range(40))
+        )
+    other = PreferenceBuffer(url, storage)
+    assert other.tally().waiting == 40
+    other.close()
+    served_run.hold()
+    assert served_run.tally().waiting == 40
+    with pytest.raises(ValueError, match="cannot be opened"):
+        other.tally()
+    served_run.close()
+    assert other.tally().waiting == 40
 
 
 def test_a_prompt_is_drawn_from_the_pairs(buffer: PreferenceBuffer) -> None:
