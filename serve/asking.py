@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -42,11 +43,12 @@ async def ask(
 ) -> AsyncGenerator[str, None]:
     """Fill `draft` with one completion, giving each new piece of its text. Refusal: it cannot be had."""
     asked = {**body, "stream": True, "logprobs": 0, "return_token_ids": True}
-    async for chunk in _chunks(app, compact_json(asked), state):
-        if "error" in chunk:
-            raise _refusal(chunk)
-        for choice in chunk.get("choices", []):
-            yield draft.add(choice)
+    async with aclosing(_chunks(app, compact_json(asked), state)) as chunks:
+        async for chunk in chunks:
+            if "error" in chunk:
+                raise _refusal(chunk)
+            for choice in chunk["choices"]:
+                yield draft.add(choice)
 
 
 async def _chunks(

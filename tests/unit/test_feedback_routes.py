@@ -23,6 +23,7 @@ from dpo_ray.tokenization import tokenize_prompt
 from serve.comparing import Comparing
 from serve.comparison_ids import ComparisonIds, run_secret
 from serve.encoding import Encoder
+from serve.feedback_requests import ComparisonRequest
 from serve.feedback_routes import FeedbackRoutes
 from serve.guard import Abilities, guarded
 from serve.placement import Policy
@@ -43,6 +44,7 @@ class Policies:
         self.asked: list[dict[str, Any]] = []
         self.words: Callable[[dict[str, Any]], str] = lambda asked: WORDS[asked["seed"] % 2]
         self.refusal = ""
+        self.num_open = 0
 
     async def complete(self, request: Request) -> Response:
         asked = await request.json()
@@ -54,12 +56,20 @@ class Policies:
     async def _chunks(self, asked: dict[str, Any]) -> AsyncIterator[str]:
         version = VERSIONS[asked["model"]]
         parts = [("it is ", [3, 4], None), (self.words(asked), [5], "stop")]
-        for text, ids, finish in parts:
-            choice = {"index": 0, "text": text, "token_ids": ids, "finish_reason": finish}
-            logprobs = {"token_logprobs": [-0.5] * len(ids)}
-            choice |= {"policy_version": version} if finish else {}
-            yield f"data: {json.dumps({'choices': [{**choice, 'logprobs': logprobs}]})}\n\n"
+        self.num_open += 1
+        try:
+            for text, ids, finish in parts:
+                yield self._event(version, text, ids, finish)
+                await asyncio.sleep(0)
+        finally:
+            self.num_open -= 1
         yield "data: [DONE]\n\n"
+
+    def _event(self, version: int, text: str, ids: list[int], finish: str | None) -> str:
+        choice = {"index": 0, "text": text, "token_ids": ids, "finish_reason": finish}
+        choice |= {"policy_version": version} if finish else {}
+        logprobs = {"token_logprobs": [-0.5] * len(ids)}
+        return f"data: {json.dumps({'choices': [{**choice, 'logprobs': logprobs}]})}\n\n"
 
 
 class View:
@@ -78,11 +88,12 @@ class Service:
         routes, config = FastAPI(), VotesConfig(**{"min_wait_s": 0, **votes})
         below = Starlette(routes=[Route("/v1/completions", self.policies.complete, methods=["POST"])])
         settings = ReplicaSettings(SamplingConfig(max_new_tokens=9), ServingConfig(), config)
+        self.comparing = Comparing(below, settings, context_length=64)
         feedback: dict[str, Any] = {
             "box": self.box,
             "ids": ComparisonIds(run_secret(storage)),
             "encoder": Encoder(load_tokenizer(model), context_length=64),
-            "comparing": Comparing(below, settings, context_length=64),
+            "comparing": self.comparing,
             "view": self.view,
             "trained": TrainedVersions(storage, PolicyRegistry(storage)),
             "config": config,
@@ -180,6 +191,18 @@ def test_a_stream_tells_both_sides_as_they_come_and_ends_with_the_whole(service:
         assert "".join(piece["text"] for piece in pieces if piece["side"] == side) == whole[side]["text"]
     assert answer.text.endswith("data: [DONE]\n\n")
     assert service.vote(comparison_id=whole["id"], choice="first").status_code == 201
+
+
+def test_who_hangs_up_ends_both_answers(service: Service) -> None:
+    async def scenario() -> None:
+        request = ComparisonRequest(prompt="the film")
+        writing = service.comparing.write(request, (1, 2), None)
+        await anext(writing)
+        assert service.policies.num_open > 0
+        await writing.aclose()
+        assert service.policies.num_open == 0
+
+    asyncio.run(scenario())
 
 
 def test_what_the_policy_refuses_is_refused(service: Service) -> None:
