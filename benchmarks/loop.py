@@ -85,15 +85,16 @@ async def compare_sampling(run_dir: Path) -> Rows:
     """Completions per second through Serve and from the same engine in this process, by turns; pushes."""
     from ray import serve as ray_serve
 
-    from dpo_ray.cluster import connect
     from dpo_ray.config import SamplingConfig, ServingConfig
     from dpo_ray.film_reviews import generate_prompts
+    from dpo_ray.machines import connect
     from dpo_ray.models import load_tokenizer
     from dpo_ray.registry import PolicyRegistry
     from dpo_ray.sampler import Sampler
     from dpo_ray.storage import Storage
     from dpo_ray.types import Prompt
     from serve.deployment import CPU_ENV, deploy, wait_until_serving
+    from serve.settings import ReplicaSettings
 
     os.environ.update(CPU_ENV)
     from serve.engine import PolicyEngine
@@ -101,7 +102,7 @@ async def compare_sampling(run_dir: Path) -> Rows:
     registry = PolicyRegistry(Storage(str(run_dir)))
     config = SamplingConfig(**yaml.safe_load((run_dir / "config.yaml").read_text())["sampling"])
     connect()
-    name = deploy(str(run_dir), config, ServingConfig(port=PORT))
+    name = deploy(str(run_dir), ReplicaSettings(config, ServingConfig(port=PORT)))
     wait_until_serving(name)
     sampler = Sampler(ray_serve.get_app_handle(name), replicas=config.replicas)
     engine = await PolicyEngine.start(registry, config)

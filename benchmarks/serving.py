@@ -58,13 +58,15 @@ def serve_policy(run_dir: Path, *, replicas: int) -> Any:
     """The handle of our deployment, which answers on PORT."""
     from ray import serve
 
-    from dpo_ray.cluster import connect
     from dpo_ray.config import SamplingConfig, ServingConfig
+    from dpo_ray.machines import connect
     from serve.deployment import deploy, wait_until_serving
+    from serve.settings import ReplicaSettings
 
     connect()
     sampling = SamplingConfig(replicas=replicas, cpus_per_replica=0.5, cpu_kv_cache_mib=256)
-    name = deploy(str(run_dir / "run"), sampling, ServingConfig(port=PORT, requests_per_minute=10**6))
+    serving = ServingConfig(port=PORT, requests_per_minute=10**6)
+    name = deploy(str(run_dir / "run"), ReplicaSettings(sampling, serving))
     wait_until_serving(name)
     return serve.get_app_handle(name)
 

@@ -1,20 +1,15 @@
 """The parts of a job that run elsewhere, as plain calls: sample, judge, keep, train, promote."""
 
-import logging
-import os
-import socket
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray._private.services import find_bootstrap_address
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, default_url, snapshot_query
-from dpo_ray.config import IterativeDPOConfig, TrainingConfig
+from dpo_ray.buffer import PutReceipt, SnapshotManifest, snapshot_query
+from dpo_ray.buffer_actor import buffer_actor
+from dpo_ray.config import IterativeDPOConfig
 from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
 from dpo_ray.evaluation import beside_start, evaluated, read_evaluation, write_evaluation
 from dpo_ray.judges import prompt_shares, require_judged
@@ -27,8 +22,6 @@ from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
 
-Bundle = dict[str, float]
-"""CPUs and GPUs that one process reserves on one node, by Ray's names."""
 _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""
 
@@ -44,7 +37,9 @@ class Cluster:
         self._registry = PolicyRegistry(self._storage)
         self._terminal = terminal
         self._sampler = Sampler(handle, replicas=config.sampling.replicas)
-        self._buffer = _start_buffer(config, self._storage)
+        self._buffer = buffer_actor(self._storage, config.buffer)
+        _result(self._buffer.hold.remote())
+        _result(self._buffer.count.remote())  # Opened, and ours.
         self._judges = _start_judges(config, live_url)
         self._trainers = TrainerGroup(config.run_dir, config.training)
         self._sent: int | None = None
@@ -66,10 +61,11 @@ class Cluster:
             return _result(self._buffer.put.remote(list(pairs)))
 
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
-        """What round `round_` trains on: drawn from all rounds' pairs that are young enough."""
+        """What round `round_` trains on: the votes that it takes, and pairs of all rounds."""
         live, config = self._live(), self._config.buffer
         query = snapshot_query(config, round_=round_, live_version=live, seed=self._config.seed)
         with self._terminal.phase("buffer"):
+            _result(self._buffer.release.remote(round_, self._config.votes))
             return _result(
                 self._buffer.declare_snapshot.remote(
                     query, live_version=live, retention_rounds=config.retention_rounds
@@ -140,8 +136,12 @@ class Cluster:
             write_evaluation(self._storage, version, evaluated(scored, start_logps, per_prompt=per_prompt))
 
     def close(self) -> None:
-        """Let the training workers return, and leave Ray; the served policy stays where the cluster stays."""
+        """Let the training workers return, and leave Ray.
+
+        Where the cluster stays, so do the served policy and the buffer, which opens its file for votes.
+        """
         self._trainers.close()
+        _result(self._buffer.close.remote())
         ray.shutdown()
 
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
@@ -216,76 +216,6 @@ class Cluster:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
         }
-
-
-def connect() -> None:
-    """Attach to the running Ray cluster, or start one on this machine where there is none."""
-    if ray.is_initialized():
-        return
-    # Ray Train looks at its workers this often, and each round would wait for the next look.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(_address(), log_to_driver=False, logging_level=logging.ERROR, namespace="dpo_ray")
-
-
-def _address() -> str | None:
-    """`local` where the cluster that Ray would look for ended with its machine: Ray waits for it in vain."""
-    noted = find_bootstrap_address(None)
-    if os.environ.get("RAY_ADDRESS") or noted is None or listens(noted):
-        return None
-    return "local"
-
-
-def listens(address: str) -> bool:
-    """Whether anybody does at a `host:port`."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
-    """Return when the cluster has what the parts reserve; ValueError where it does not get it in time."""
-    needed = {name: sum(bundle[name] for bundle in bundles) for name in ("CPU", "GPU")}
-    deadline = time.monotonic() + timeout_s
-    while True:
-        present = ray.cluster_resources()
-        missing = [name for name, amount in needed.items() if amount > present.get(name, 0.0)]
-        if not missing:
-            return
-        if time.monotonic() > deadline:
-            lacks = " and ".join(
-                f"{needed[name]:g} {name}s (it has {present.get(name, 0):g})" for name in missing
-            )
-            raise ValueError(
-                f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, "
-                "sampling.replicas or the cpus_per_… and gpus_per_… settings, "
-                "or raise cluster.wait_for_resources_s if the cluster is growing"
-            )
-        request_resources(bundles=[dict(bundle) for bundle in bundles])
-        time.sleep(1.0)
-
-
-def training_bundles(config: TrainingConfig) -> list[Bundle]:
-    """What each training worker reserves."""
-    return [{"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}] * config.workers
-
-
-def all_bundles(config: IterativeDPOConfig) -> list[Bundle]:
-    """What each sampler replica, training worker and judge reserves."""
-    sampling, judge = config.sampling, config.judge
-    replica: Bundle = {"CPU": sampling.cpus_per_replica, "GPU": sampling.gpus_per_replica}
-    judges: list[Bundle] = [{"CPU": judge.cpus_per_actor, "GPU": judge.gpus_per_actor}] * judge.actors
-    return [*training_bundles(config.training), *[replica] * sampling.replicas, *judges]
-
-
-def _start_buffer(config: IterativeDPOConfig, storage: Storage) -> Any:
-    url = config.buffer.url or default_url(storage)
-    buffer: Any = ray.remote(num_cpus=0, **_RETRIED)(PreferenceBuffer).remote(url, storage)
-    _result(buffer.count.remote())  # Opened, and ours.
-    return buffer
 
 
 def _start_judges(config: IterativeDPOConfig, live_url: str) -> list[Any]:

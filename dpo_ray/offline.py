@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_ray.buffer import PreferenceBuffer, SnapshotQuery, default_url
-from dpo_ray.cluster import connect, training_bundles, wait_for_resources
 from dpo_ray.config import OfflineConfig, exit_with
 from dpo_ray.desk import EvaluatePairs, TrainRound
 from dpo_ray.learner import TrainingError
 from dpo_ray.losses import accepts_weights
+from dpo_ray.machines import connect, training_bundles, wait_for_resources
 from dpo_ray.preference_data import PairSet
 from dpo_ray.report import write_report
 from dpo_ray.run import canary_sequences, publish_start, starting_model

@@ -12,7 +12,7 @@ from dpo_ray.metrics import read_steps
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.storage import Storage
 
-_CHANGEABLE = ("rounds", "gate", "serving", "tensorboard", "cluster", "run_dir", "judge.budget")
+_CHANGEABLE = (*("rounds", "gate", "serving", "votes", "tensorboard", "cluster", "run_dir", "judge.budget"),)
 """Settings that may change when a run goes on."""
 
 

@@ -55,6 +55,14 @@ class Storage:
     def write_text(self, path: str, text: str) -> None:
         self.write_bytes(path, text.encode())
 
+    def write_private(self, path: str, text: str) -> None:
+        """The same of a secret: on a local disk, only this user can read the file, from its first moment."""
+        before = os.umask(0o077)
+        try:
+            self.write_text(path, text)
+        finally:
+            os.umask(before)
+
     def publish_folder(self, source: Path, path: str, *, marker: str, text: str) -> None:
         """Copy a local folder here, and one more file, `marker`: it comes last and says that all is there."""
         target = self._at(path)

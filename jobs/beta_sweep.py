@@ -21,8 +21,8 @@ def main(config: BetaSweepConfig) -> None:
     """One run per beta under Ray Tune, then a table and a plot; runs that are done are not done again."""
     from ray import tune
 
-    from dpo_ray.cluster import connect
     from dpo_ray.judges import check_judges
+    from dpo_ray.machines import connect
     from dpo_ray.storage import Storage
     from dpo_ray.sweep import SayTrials, sweep_table, write_sweep
     from dpo_ray.terminal import Terminal

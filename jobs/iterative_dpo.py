@@ -67,13 +67,16 @@ def start_cluster(config: IterativeDPOConfig, terminal: Terminal) -> Cluster:
     """Ray, the live policy, judges, buffer and trainers. ValueError: they cannot start like this."""
     from ray import serve
 
-    from dpo_ray.cluster import Cluster, all_bundles, connect, wait_for_resources
+    from dpo_ray.cluster import Cluster
+    from dpo_ray.machines import all_bundles, connect, wait_for_resources
     from serve.deployment import deploy, http_address, wait_until_serving
+    from serve.settings import ReplicaSettings
 
     connect()
     wait_for_resources(all_bundles(config), timeout_s=config.cluster.wait_for_resources_s)
     with terminal.phase("start", "start sampler, judges, buffer and trainers"):
-        application = deploy(config.run_dir, config.sampling, config.serving)
+        settings = ReplicaSettings(config.sampling, config.serving, config.votes, config.buffer)
+        application = deploy(config.run_dir, settings)
         live_url = f"{http_address()}/v1"
         cluster = Cluster(config, serve.get_app_handle(application), terminal, live_url=live_url)
         wait_until_serving(application)

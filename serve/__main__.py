@@ -4,15 +4,25 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 import yaml
 
-from dpo_ray.config import SamplingConfig, ServeConfig, exit_with, parse_config
+from dpo_ray.config import (
+    BufferConfig,
+    SamplingConfig,
+    ServeConfig,
+    ServingConfig,
+    VotesConfig,
+    exit_with,
+    parse_config,
+)
+from serve.settings import ReplicaSettings
 
 
 def main(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
-    from dpo_ray.cluster import connect
+    from dpo_ray.machines import connect
     from dpo_ray.registry import PolicyRegistry
     from dpo_ray.storage import Storage
     from serve.deployment import deploy, http_address, wait_until_serving
@@ -22,12 +32,12 @@ def main(config: ServeConfig) -> None:
     live = PolicyRegistry(storage).live()
     if live is None or not storage.exists("config.yaml"):
         exit_with(f"--run_dir {config.run_dir} has no live policy: run jobs/iterative_dpo.py there first")
-    sampling = SamplingConfig(**yaml.safe_load(storage.read_text("config.yaml")).get("sampling", {}))
+    settings = _settings(yaml.safe_load(storage.read_text("config.yaml")), config.serving)
     try:
         check_environment(os.environ)
         check_exposure(config.run_dir, config.serving)
         connect()
-        wait_until_serving(deploy(config.run_dir, sampling, config.serving))
+        wait_until_serving(deploy(config.run_dir, settings))
     except ValueError as error:
         exit_with(str(error))
     print(
@@ -39,6 +49,16 @@ def main(config: ServeConfig) -> None:
         signal.signal(name, lambda *_: stopped.set())
     while not stopped.wait(0.5):  # A signal that another thread got does not end a longer wait.
         pass
+
+
+def _settings(run: dict[str, Any], serving: ServingConfig) -> ReplicaSettings:
+    """Of the run, which may be older than some of its settings."""
+    return ReplicaSettings(
+        sampling=SamplingConfig(**run.get("sampling", {})),
+        serving=serving,
+        votes=VotesConfig(**run.get("votes", {})),
+        buffer=BufferConfig(**run.get("buffer", {})),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who wrote an answer: the policy version of each token, as the engine reports it to the HTTP request."""
+"""Who wrote an answer, and what: the tokens and their policy versions, as the engine reports them."""
 
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
@@ -17,6 +17,19 @@ class Span:
 
 
 @dataclass(slots=True)
+class Written:
+    """One choice as the engine wrote it."""
+
+    request_id: str
+    """The engine's, which begins with the id of the answer."""
+    prompt_number: int
+    prompt_ids: tuple[int, ...] = ()
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logp: float | None = None
+
+
+@dataclass(slots=True)
 class Authors:
     """The versions that wrote the choices of one HTTP answer, as far as they are known yet."""
 
@@ -27,6 +40,8 @@ class Authors:
     choices: dict[int, list[Span]] = field(default_factory=dict)
     """Of the choices that have ended."""
     num_prompts: int = 0
+    written: dict[int, Written] | None = None
+    """What the choices say, where somebody wants to know."""
 
     def end_choice(self, index: int, spans: list[Span]) -> None:
         self.choices[index] = spans
@@ -56,16 +71,28 @@ class ReportingEngine:
         if authors is None:
             return outputs
         authors.num_prompts += 1
-        return self._reported(outputs, authors, first_choice=(authors.num_prompts - 1) * params.n)
+        return self._reported(outputs, authors, prompt_number=authors.num_prompts - 1, n=params.n)
 
     async def _reported(
-        self, outputs: AsyncGenerator[Any, None], authors: Authors, *, first_choice: int
+        self, outputs: AsyncGenerator[Any, None], authors: Authors, *, prompt_number: int, n: int
     ) -> AsyncGenerator[Any, None]:
         async for output in outputs:
             for completion in output.outputs:
+                index = prompt_number * n + completion.index
+                if authors.written is not None:
+                    start = Written(output.request_id, prompt_number)
+                    _extend(authors.written.setdefault(index, start), output, completion)
                 if completion.weight_versions is not None:
                     spans = [Span(int(s.version), s.start, s.end) for s in completion.weight_versions]
-                    authors.end_choice(first_choice + completion.index, spans)
+                    authors.end_choice(index, spans)
             if authors.first is None:
                 authors.first = self._llm.first_version(output.request_id)
             yield output
+
+
+def _extend(written: Written, output: Any, completion: Any) -> None:
+    """What vLLM's routes ask for comes in parts, or whole at the end: nothing comes twice."""
+    written.prompt_ids = tuple(output.prompt_token_ids or written.prompt_ids)
+    written.text += completion.text
+    written.token_ids += completion.token_ids
+    written.logp = completion.cumulative_logprob

@@ -17,13 +17,16 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
+from dpo_ray.buffer_actor import end_other_buffers
 from dpo_ray.config import SamplingConfig, ServingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
 from dpo_ray.stream import Stream
+from serve.comparison_ids import run_secret
 from serve.guard import check_environment, check_exposure
 from serve.replica import Replicas, ReplicaState
+from serve.settings import ReplicaSettings
 
 _APP_PREFIX = "dpo_ray_"
 _ALIVE = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING)
@@ -54,16 +57,15 @@ CPU_ENV = {
 class PolicyServer:
     """A replica: one engine that answers HTTP and the job's own sampling calls."""
 
-    async def __init__(
-        self, run_dir: str, sampling: SamplingConfig, serving: ServingConfig, secret: str
-    ) -> None:
+    async def __init__(self, run_dir: str, settings: ReplicaSettings, secret: str) -> None:
         from serve.engine import PolicyEngine  # vLLM is imported where an engine runs, and nowhere else.
 
         check_environment(os.environ)
         self._storage = Storage(run_dir)
         self._registry = PolicyRegistry(self._storage)
-        self._serving = serving
+        self._settings = settings
         self._secret = secret
+        sampling = settings.sampling
         self._engine = await PolicyEngine.start(self._registry, sampling, takes_candidate=_is_last_replica)
         self._engine.replica = serve.get_replica_context().replica_tag
         self._engine.node = ray.get_runtime_context().get_node_id()
@@ -75,7 +77,7 @@ class PolicyServer:
 
         context = serve.get_replica_context()
         replicas = Replicas(serve.get_deployment_handle(context.deployment, context.app_name))
-        app = await build_http_app(self._engine, self._storage, replicas, self._serving, self._secret)
+        app = await build_http_app(self._engine, self._storage, replicas, self._settings, self._secret)
         if self._has_peers:
             self._engine.address = await self._listen(app)
         return app
@@ -158,20 +160,20 @@ def _answer(completion: Any) -> Answer:
     )
 
 
-def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> str:
+def deploy(run_dir: str, settings: ReplicaSettings) -> str:
     """Start to serve a run's live policy; the name of the application.
 
     One that already serves this run with these settings is left as it is, in-flight requests included.
     ValueError: the port is taken, or others than this machine could reach it without a token.
     """
+    serving, storage = settings.serving, Storage(run_dir)
     check_environment(os.environ)
     check_exposure(run_dir, serving)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Of this process: replicas have their own logs.
     if not _serve_runs():
         _check_port(serving)
     serve.start(http_options={"host": serving.host, "port": serving.port})
-    limits = serving.model_dump_json(exclude={"host", "port"})
-    identity = f"{Storage(run_dir).root} {sampling.model_dump_json()} {limits}"
+    identity = f"{storage.root} {settings.identity}"
     name = f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     applications = serve.status().applications
     if name in applications and applications[name].status in _ALIVE:
@@ -179,7 +181,9 @@ def deploy(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> st
     for other in applications:
         if other.startswith(_APP_PREFIX):
             serve.delete(other)
-    target = serve.RunTarget(_application(run_dir, sampling, serving), name=name, logging_config=_LOGGING)
+    end_other_buffers(storage)
+    run_secret(storage)  # Made by one, before several replicas look for it.
+    target = serve.RunTarget(_application(storage, settings), name=name, logging_config=_LOGGING)
     serve.run_many([target], wait_for_applications_running=False)
     return name
 
@@ -206,7 +210,8 @@ def http_address() -> str:
     return f"http://{options['host']}:{options['port']}"
 
 
-def _application(run_dir: str, sampling: SamplingConfig, serving: ServingConfig) -> serve.Application:
+def _application(storage: Storage, settings: ReplicaSettings) -> serve.Application:
+    sampling = settings.sampling
     deployment = PolicyServer.options(
         **_scaling(sampling),
         ray_actor_options={
@@ -215,7 +220,7 @@ def _application(run_dir: str, sampling: SamplingConfig, serving: ServingConfig)
             "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **CPU_ENV}},
         },
     )
-    return deployment.bind(Storage(run_dir).root, sampling, serving, secrets.token_hex())
+    return deployment.bind(storage.root, settings, secrets.token_hex())
 
 
 def _scaling(sampling: SamplingConfig) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Route:
     method: str
     role: Role | None = "user"
     """The least that may; None: anyone, also where tokens are asked for."""
+    weight: int = 1
+    """Requests for completions that it counts as."""
 
 
 _ROUTES: dict[str, tuple[Route, ...]] = {
@@ -34,13 +36,21 @@ _ROUTES: dict[str, tuple[Route, ...]] = {
     "/v1/policy": (Route("GET"),),
     "/v1/policy/promote": (Route("POST", "admin"),),
     "/v1/policy/rollback": (Route("POST", "admin"),),
-    "/v1/comparisons": (Route("POST", "labeler"),),
+    "/v1/comparisons": (Route("POST", "labeler", weight=2),),
+    "/v1/comparisons/prompt": (Route("GET", "labeler"),),
     "/v1/preferences": (Route("POST", "labeler"),),
+    "/v1/preferences/undo": (Route("POST", "labeler"),),
+    "/v1/preferences/mine": (Route("GET", "labeler"),),
     **{path: (Route("POST"),) for path in REQUESTS},
 }
 _LOCAL = Caller(name="local", role="labeler")
 """Whoever reaches the loopback address, where the run has no tokens."""
 _ANYONE = Caller(name="anyone", role="user")
+
+
+def weight_of(path: str) -> int:
+    """How many requests for completions a request that was let in counts as."""
+    return max(route.weight for route in _ROUTES[path])
 
 
 class Door:
@@ -62,7 +72,7 @@ class Door:
         per_minute = caller.requests_per_minute or self._settings.requests_per_minute
         if per_minute is not None:
             who = caller.name if caller is not _LOCAL else str((scope.get("client") or ["unknown"])[0])
-            self._rates.spend(who, per_minute=per_minute)
+            self._rates.spend(who, per_minute=per_minute, weight=route.weight)
         return caller
 
     async def _caller(self, scope: Scope) -> Caller:

@@ -1,5 +1,6 @@
 """A request's way to the replica that holds the version it asks for, and its answer's way back."""
 
+import hashlib
 import random
 import secrets
 from collections.abc import Callable
@@ -9,11 +10,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.models import Question, not_loaded, read_question
-from serve.peers import METRICS, SECRET, WANTED, Peers
+from serve.peers import CALLER, METRICS, SECRET, WANTED, Peers
 from serve.placement import PolicyView, holder_of, wanted_versions
 from serve.refusal import Refusal
 from serve.replica import Replicas, ReplicaState
+from serve.tokens import Caller
 from serve.versions import COMPLETIONS, PINNED
+
+DRAW = "canary_draw"
+"""Key of `scope["state"]`: where in [0, 1] a request's luck falls, if that is not left to chance."""
 
 
 class Forwarding:
@@ -43,8 +48,8 @@ class Forwarding:
             await refusal.response()(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        question = read_question(await _whole_body(receive))
-        draw = random.random()
+        question = read_question(await whole_body(receive))
+        draw = _draw(scope)
         failed: set[str] = set()
         for fresh in (False, True, True):  # A second look where the first was out of date.
             holder = await self._holder(question.asked, draw, failed, fresh=fresh)
@@ -104,11 +109,11 @@ class PeerDoor:
             return
         try:
             self._check(scope)
-            question = read_question(await _whole_body(receive))
+            question = read_question(await whole_body(receive))
         except Refusal as refusal:
             await refusal.response()(scope, receive, send)
             return
-        await answer_here(self._answers, question, scope, receive, send)
+        await answer_here(self._answers, question, _as_caller(scope), receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers, own = Headers(scope=scope), self._own()
@@ -122,6 +127,25 @@ class PeerDoor:
             raise Refusal(f"version {own.version} is here now", status=HTTPStatus.MISDIRECTED_REQUEST)
 
 
+def _draw(scope: Scope) -> float:
+    """The same for requests of one caller with one id: what asks again is answered by the same version."""
+    state, request_id = scope.get("state", {}), Headers(scope=scope).get("x-request-id")
+    if DRAW in state:
+        return state[DRAW]
+    if request_id is None:
+        return random.random()
+    caller = state["caller"].name if "caller" in state else ""
+    return int.from_bytes(hashlib.sha256(f"{caller} {request_id}".encode()).digest()[:6]) / 2**48
+
+
+def _as_caller(scope: Scope) -> Scope:
+    """With the labeler in whose name the other replica asks."""
+    name = Headers(scope=scope).get(CALLER)
+    if name is None:
+        return scope
+    return {**scope, "state": {**scope.get("state", {}), "caller": Caller(name=name, role="labeler")}}
+
+
 async def answer_here(app: ASGIApp, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
     """Give `app` a request whose body has been read, under the one model name that it knows."""
     headers = MutableHeaders(raw=list(scope["headers"]))
@@ -129,12 +153,12 @@ async def answer_here(app: ASGIApp, question: Question, scope: Scope, receive: R
     state = {**scope.get("state", {}), PINNED: question.asked}
     await app(
         {**scope, "headers": headers.raw, "state": state},
-        _Replay(question.plain, receive),
+        Replay(question.plain, receive),
         send,
     )
 
 
-async def _whole_body(receive: Receive) -> bytes:
+async def whole_body(receive: Receive) -> bytes:
     body = b""
     while True:
         message = await receive()
@@ -145,7 +169,7 @@ async def _whole_body(receive: Receive) -> bytes:
             return body
 
 
-class _Replay:
+class Replay:
     """`receive` once more, for a body that was read already."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:

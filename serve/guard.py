@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dpo_ray.config import ServingConfig
 from dpo_ray.storage import Storage
-from serve.door import Door
+from serve.door import Door, weight_of
+from serve.feedback_requests import FEEDBACK_REQUESTS
 from serve.limits import Admission
 from serve.refusal import Refusal
 from serve.requests import REQUESTS, Bounds, reviewed
@@ -22,7 +23,7 @@ from serve.strict_json import parse_object
 from serve.tokens import Tokens, is_loopback
 
 _HEADERS = re.compile(
-    rb"(accept|authorization|content-type|host|traceparent|tracestate|user-agent):.*|x-request-id:[\w.-]{1,128}",
+    rb"(accept|authorization|content-type|host|idempotency-key|traceparent|tracestate|user-agent):.*|x-request-id:[\w.-]{1,128}",
     re.DOTALL,
 )
 """Others end here: some would steer the engine (its queue, its ranks), some would open it to web pages."""
@@ -120,7 +121,7 @@ class _Guard:
         _check_size(int(announced[:18]) if announced.isdecimal() else 0, self._settings)
 
     async def _in_turn(self, scope: Scope, replay: "_Replay", send: Send) -> None:
-        with self._admission.turn() as turn:
+        with self._admission.turn(weight_of(scope["path"])) as turn:
             await replay.unless_gone(turn)
             await self._app(scope, replay, send)
 
@@ -179,8 +180,9 @@ def _checked_body(path: str, content: bytes, bounds: Bounds) -> bytes:
         body = parse_object(content or b"{}")
     except ValueError as error:
         raise Refusal(str(error)) from None
-    if path in REQUESTS:
-        body = reviewed(path, body, bounds)
+    request_type = REQUESTS.get(path) or FEEDBACK_REQUESTS.get(path)
+    if request_type is not None:
+        body = reviewed(request_type, body, bounds)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -12,11 +12,17 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.exceptions import RetryableRequestError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from dpo_ray.config import ServingConfig
+from dpo_ray.buffer_actor import buffer_actor
+from dpo_ray.models import load_tokenizer
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.storage import Storage
 from serve.authors import ReportingEngine
+from serve.ballot_box import BallotBox
+from serve.comparing import Comparing
+from serve.comparison_ids import ComparisonIds, run_secret
+from serve.encoding import Encoder
 from serve.engine import PolicyEngine, StaleWeightsError
+from serve.feedback_routes import FeedbackRoutes
 from serve.forwarding import Forwarding, PeerDoor
 from serve.guard import Abilities, guarded
 from serve.metrics import CANARY_TOLERANCE, AllMetrics, CountedRequests, OwnMetrics
@@ -25,28 +31,43 @@ from serve.peers import Peers
 from serve.placement import PolicyView
 from serve.policy_routes import PolicyRoutes
 from serve.replica import Replicas
+from serve.served import RecordedAnswers, ServedLog
+from serve.settings import ReplicaSettings
 from serve.tokens import Tokens
+from serve.trained import TrainedVersions
 from serve.versions import VersionedAnswers
 
 
 async def build_http_app(
-    engine: PolicyEngine, storage: Storage, replicas: Replicas, serving: ServingConfig, secret: str
+    engine: PolicyEngine, storage: Storage, replicas: Replicas, settings: ReplicaSettings, secret: str
 ) -> ASGIApp:
     """Everything that a replica answers. `secret` is what replicas know each other by."""
-    registry = PolicyRegistry(storage)
+    registry, box = PolicyRegistry(storage), BallotBox(lambda: buffer_actor(storage, settings.buffer))
     view, peers = PolicyView(registry), Peers(secret)
+    model = engine.llm.model_config
+    encoder = Encoder(load_tokenizer(model.model), context_length=model.max_model_len)
     CANARY_TOLERANCE.set(engine.tolerance)
     routes = await _vllm_app(engine)
     PolicyRoutes(engine, registry, replicas).mount(routes)
-    answers = VersionedAnswers(routes, held=lambda: engine.version)
+    log = ServedLog(box, most=settings.votes.served_kept)
+    answers = VersionedAnswers(RecordedAnswers(routes, log, encoder.text), held=lambda: engine.version)
     placed = Forwarding(answers, engine.describe, view, replicas, peers)
+    FeedbackRoutes(
+        box=box,
+        ids=ComparisonIds(run_secret(storage)),
+        encoder=encoder,
+        comparing=Comparing(placed, settings, context_length=model.max_model_len),
+        view=view,
+        trained=TrainedVersions(storage, registry),
+        config=settings.votes,
+    ).mount(routes)
     public = guarded(
-        AllMetrics(placed, engine.describe, view, replicas, peers),
-        serving,
+        AllMetrics(placed, engine.describe, view, box, replicas, peers),
+        settings.serving,
         Tokens(storage),
-        Abilities(engine.llm.model_config.max_model_len, writes_json=_writes_json(engine)),
+        Abilities(model.max_model_len, writes_json=_writes_json(engine)),
     )
-    own = OwnMetrics(answers, engine.describe, view)
+    own = OwnMetrics(answers, engine.describe, view, box)
     return PeerDoor(CountedRequests(public), own, engine.describe, secret)
 
 

@@ -21,7 +21,7 @@ class Admission:
         self._places = running + queued
         self._taken = 0
         self._running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -39,24 +39,29 @@ class Admission:
             self._taken -= 1
 
     @contextmanager
-    def turn(self) -> Iterator[asyncio.Future[None]]:
-        """Done when this request may run, in order of arrival; on exit, the next one may."""
+    def turn(self, weight: int = 1) -> Iterator[asyncio.Future[None]]:
+        """Done when this request may run, in order of arrival; on exit, the next one may.
+
+        One of a larger weight counts as so many requests while it runs.
+        """
+        weight = min(weight, self._most_running)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, weight))
         self._start_next()
         try:
             yield turn
         finally:
             if turn.done():
-                self._running -= 1
+                self._running -= weight
             else:
-                self._waiting.remove(turn)
+                self._waiting.remove((turn, weight))
             self._start_next()
 
     def _start_next(self) -> None:
-        while self._waiting and self._running < self._most_running:
-            self._running += 1
-            self._waiting.popleft().set_result(None)
+        while self._waiting and self._running + self._waiting[0][1] <= self._most_running:
+            turn, weight = self._waiting.popleft()
+            self._running += weight
+            turn.set_result(None)
 
 
 @dataclass(slots=True)
@@ -72,17 +77,18 @@ class RequestRates:
     now_s: Callable[[], float] = time.monotonic
     _left: dict[str, _Allowance] = field(default_factory=dict)
 
-    def spend(self, caller: str, *, per_minute: int) -> None:
-        """Take one request off the caller's allowance. Refusal: there is none left."""
+    def spend(self, caller: str, *, per_minute: int, weight: int = 1) -> None:
+        """Take so many requests off the caller's allowance. Refusal: they are not left."""
+        weight = min(weight, per_minute)
         now_s = self.now_s()
         left = self._left.pop(caller, None) or _Allowance(per_minute, now_s)
         requests = min(per_minute, left.requests + (now_s - left.at_s) * per_minute / 60)
-        allowed = requests >= 1
-        self._left[caller] = _Allowance(requests - allowed, now_s)  # The latest caller comes last.
+        allowed = requests >= weight
+        self._left[caller] = _Allowance(requests - weight * allowed, now_s)  # The latest caller comes last.
         if len(self._left) > _MAX_CALLERS:
             del self._left[next(iter(self._left))]
         if not allowed:
-            wait_s = int((1 - requests) * 60 / per_minute) + 1
+            wait_s = int((weight - requests) * 60 / per_minute) + 1
             raise Refusal(
                 f"more than {per_minute} requests in a minute: try again in {wait_s} s",
                 status=HTTPStatus.TOO_MANY_REQUESTS,

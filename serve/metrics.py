@@ -1,7 +1,9 @@
 """What Prometheus sees of the policy: versions, pushes and proofs, beside vLLM's own metrics."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Literal
 
@@ -18,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.ballot_box import Box
 from serve.peers import METRICS, Peers
 from serve.placement import PolicyView
+from serve.refusal import Refusal
 from serve.replica import Replicas, ReplicaState
 
 LIVE_VERSION = Gauge("dpo_ray_live_version", "The version that is live.")
@@ -42,15 +46,20 @@ REQUESTS = Counter(
     "Answered requests, by route, status and policy version.",
     ["route", "code", "version"],
 )
+VOTES = Counter("dpo_ray_votes", "Votes that were kept, by kind and choice.", ["kind", "choice"])
+VOTES_WAITING = Gauge("dpo_ray_votes_waiting", "Votes of all people that no round has taken or refused.")
+VOTES_RELEASED = Gauge("dpo_ray_votes_released", "Votes of all people that are pairs.")
 IN_FLIGHT = Gauge("dpo_ray_requests_in_flight", "Requests under way, streams until their last byte.")
 
 _PATHS = """
 / /health /ping /version /metrics /openapi.json /tokenize /detokenize /v1/models /v1/chat/completions
-/v1/completions /v1/comparisons /v1/preferences /v1/policy /v1/policy/promote /v1/policy/rollback
+/v1/completions /v1/comparisons /v1/comparisons/prompt /v1/preferences /v1/preferences/undo
+/v1/preferences/mine /v1/policy /v1/policy/promote /v1/policy/rollback
 """
 _ROUTES = frozenset(_PATHS.split())
 """Paths that are told apart; a label has as many series as it has values."""
 _NO_VERSION = b""
+_TALLY_TIMEOUT_S = 1.0
 
 
 def count_push(phases_ms: Mapping[str, float], outcome: Literal["proven", "refused"]) -> None:
@@ -58,6 +67,11 @@ def count_push(phases_ms: Mapping[str, float], outcome: Literal["proven", "refus
     PUSHES.labels(outcome).inc()
     for phase, milliseconds in phases_ms.items():
         PUSH_SECONDS.labels(phase).observe(milliseconds / 1000)
+
+
+def count_vote(kind: str, choice: str) -> None:
+    """One vote that this replica had kept."""
+    VOTES.labels(kind, choice).inc()
 
 
 class CountedRequests:
@@ -97,10 +111,11 @@ class _Outcome:
 class OwnMetrics:
     """Answers `/metrics` with what this replica knows of itself and its engine."""
 
-    def __init__(self, app: ASGIApp, own: Callable[[], ReplicaState], view: PolicyView) -> None:
+    def __init__(self, app: ASGIApp, own: Callable[[], ReplicaState], view: PolicyView, box: Box) -> None:
         self._app = app
         self._own = own
         self._view = view
+        self._box = box
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != METRICS:
@@ -116,7 +131,15 @@ class OwnMetrics:
         REPLICA_VERSION.set(own.version)
         REPLICA_SERVING.set(own.state == "serving")
         CANARY_ERROR.set(own.canary_error)
+        await self._count_votes()
         return generate_latest(REGISTRY).decode()
+
+    async def _count_votes(self) -> None:
+        """The counts stay as they were while the buffer does not answer."""
+        with suppress(Refusal, TimeoutError):
+            tally = await asyncio.wait_for(self._box.ask("tally"), _TALLY_TIMEOUT_S)
+            VOTES_WAITING.set(tally.waiting)
+            VOTES_RELEASED.set(tally.released)
 
 
 class AllMetrics(OwnMetrics):
@@ -127,10 +150,11 @@ class AllMetrics(OwnMetrics):
         app: ASGIApp,
         own: Callable[[], ReplicaState],
         view: PolicyView,
+        box: Box,
         replicas: Replicas,
         peers: Peers,
     ) -> None:
-        super().__init__(app, own, view)
+        super().__init__(app, own, view, box)
         self._replicas = replicas
         self._peers = peers
 

@@ -18,9 +18,11 @@ from serve.sse import refusal_event
 METRICS = "/metrics"
 SECRET = "x-dpo-ray-peer"
 WANTED = "x-dpo-ray-version"
+CALLER = "x-dpo-ray-caller"
+"""Who may vote on the answer."""
 _NOT_PASSED_ON = {
     "host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length",
-    "accept-encoding", "authorization", "cookie", SECRET, WANTED,
+    "accept-encoding", "authorization", "cookie", SECRET, WANTED, CALLER,
 }  # fmt: skip
 """Headers of one connection, and those that are for the public port alone."""
 _GET_TIMEOUT_S = 2.0
@@ -57,11 +59,13 @@ class Peers:
         """Whether the peer has answered, or the client has gone; a peer that cannot answer sends nothing."""
         headers = [(key, value) for key, value in Headers(scope=scope).items() if key not in _NOT_PASSED_ON]
         headers += [(SECRET, self._secret), (WANTED, str(peer.version))]
+        caller = scope.get("state", {}).get("caller")
+        headers += [(CALLER, caller.name)] if caller and caller.may_act_as("labeler") else []
         request = self._client.build_request(
             "POST", peer.address + scope["path"], headers=headers, content=question.body
         )
         answered = True
-        async with _until_disconnect(receive):
+        async with until_disconnect(receive):
             answered = await self._relay(request, send)
         return answered
 
@@ -115,7 +119,7 @@ _CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"date", b"se
 
 
 @asynccontextmanager
-async def _until_disconnect(receive: Receive) -> AsyncIterator[None]:
+async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
     """Cancel what runs inside when the client goes away."""
     async with anyio.create_task_group() as group:
 

@@ -1,23 +1,21 @@
 """The policy itself over HTTP: what is live where, what it is called, and how another version goes live."""
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from dpo_ray.registry import Candidate, PolicyEvent, PolicyManifest, PolicyRegistry
+from serve.json_routes import body_schema, caller_name, parsed, refusable
 from serve.models import LIVE_NAME, SERVED_NAME, pinned_name
 from serve.refusal import Refusal
 from serve.replica import Replicas, ReplicaState
 
 _EVENTS_SHOWN = 20
 _ROLLED_BACK_BY = "policy"
-Order = TypeVar("Order", bound="_Order")
 
 
 class _Order(BaseModel):
@@ -80,11 +78,11 @@ class PolicyRoutes:
         router = APIRouter()
         router.get("/v1/policy", response_model=PolicyStatus)(self.status)
         router.get("/v1/models")(self.models)
-        router.post("/v1/policy/promote", response_model=Moved, openapi_extra=_body(Promotion))(
-            _refusable(self.promote)
+        router.post("/v1/policy/promote", response_model=Moved, openapi_extra=body_schema(Promotion))(
+            refusable(self.promote)
         )
-        router.post("/v1/policy/rollback", response_model=Moved, openapi_extra=_body(Rollback))(
-            _refusable(self.rollback)
+        router.post("/v1/policy/rollback", response_model=Moved, openapi_extra=body_schema(Rollback))(
+            refusable(self.rollback)
         )
         app.include_router(router)
 
@@ -113,25 +111,25 @@ class PolicyRoutes:
 
     async def promote(self, request: Request) -> Response:
         """Make a version live; answered when every replica has proven it."""
-        order = _parse(Promotion, await request.body())
+        order = parsed(Promotion, await request.body())
         await self._check_known(order.version)
         async with self._moving:
             before = await asyncio.to_thread(self._registry.live)
             event = await asyncio.to_thread(
-                self._registry.promote, order.version, by=_caller(request), reason=order.reason
+                self._registry.promote, order.version, by=caller_name(request), reason=order.reason
             )
             return await self._settle(event, before)
 
     async def rollback(self, request: Request) -> Response:
         """Make an earlier version live again; answered when every replica has proven it."""
-        order = _parse(Rollback, await request.body())
+        order = parsed(Rollback, await request.body())
         if order.version is not None:
             await self._check_known(order.version)
         async with self._moving:
             before = await asyncio.to_thread(self._registry.live)
             try:
                 event = await asyncio.to_thread(
-                    self._registry.rollback, order.version, by=_caller(request), reason=order.reason
+                    self._registry.rollback, order.version, by=caller_name(request), reason=order.reason
                 )
             except ValueError as error:
                 raise Refusal(str(error), status=HTTPStatus.CONFLICT, param="version") from None
@@ -165,43 +163,7 @@ class PolicyRoutes:
         raise Refusal(message, status=HTTPStatus.CONFLICT, param="version")
 
 
-def _parse(order: type[Order], body: bytes) -> Order:
-    try:
-        return order.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise Refusal(
-            f"{where or 'the body'}: {first['msg']}",
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            param=where or None,
-        ) from None
-
-
-def _caller(request: Request) -> str:
-    caller = getattr(request.state, "caller", None)
-    return "anonymous" if caller is None else caller.name
-
-
 def _json(answer: BaseModel) -> Response:
     # The address of a replica's own port is nothing for clients.
     text = answer.model_dump_json(exclude={"replicas": {"__all__": {"address"}}})
     return Response(text, media_type="application/json")
-
-
-def _body(order: type[BaseModel]) -> dict[str, Any]:
-    schema = order.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _refusable(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """A refusal is the route's answer, before vLLM's handlers take it for a failure of the server."""
-
-    @functools.wraps(route)
-    async def answer(request: Request) -> Response:
-        try:
-            return await route(request)
-        except Refusal as refusal:
-            return refusal.response()
-
-    return answer

@@ -63,7 +63,7 @@ class Bounds:
             raise Refusal(f"{param}: {count} {what} are too many: at most {most}", param=param)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """Types are not converted: what was checked is what is passed on. null is as good as left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -77,12 +77,12 @@ class _Strict(BaseModel):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """What an answer must fit in; vLLM checks the schema itself."""
 
     name: ShortText
@@ -91,7 +91,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -105,12 +105,12 @@ class ResponseFormat(_Strict):
             )
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1, max_length=64, fail_fast=True)] = Field(
         description="must be text, or a list of {type: text, text: …}"
@@ -118,18 +118,22 @@ class Message(_Strict):
     name: ShortText | None = None
 
     @property
-    def chars(self) -> int:
-        return len(self.content) if isinstance(self.content, str) else sum(len(p.text) for p in self.content)
+    def plain(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
 
 
-class _Request(_Strict):
-    """A body of a route that vLLM answers."""
-
-    model: ShortText | None = None
+class Reviewed(Strict):
+    """A body that is read field by field before a route gets it."""
 
     def bounded(self, bounds: Bounds) -> Self:
         """Itself, with bounds where it names none. Refusal: it asks for too much."""
         raise NotImplementedError
+
+
+class _Request(Reviewed):
+    """A body of a route that vLLM answers."""
+
+    model: ShortText | None = None
 
 
 class _Generation(_Request):
@@ -185,7 +189,7 @@ class ChatRequest(_Generation):
     top_logprobs: int | None = Field(default=None, ge=0, le=_MAX_LOGPROBS)
 
     def bounded(self, bounds: Bounds) -> Self:
-        _check_messages(self.messages, bounds)
+        check_messages(self.messages, bounds)
         if self.max_completion_tokens is None:
             return self._bounded(bounds, self.max_tokens, "max_tokens")
         return self._bounded(bounds, self.max_completion_tokens, "max_completion_tokens")
@@ -235,7 +239,7 @@ class TokenizeRequest(_Request):
 
     def bounded(self, bounds: Bounds) -> Self:
         bounds.check_text(len(self.prompt or ""), "prompt")
-        _check_messages(self.messages or [], bounds)
+        check_messages(self.messages or [], bounds)
         return self
 
 
@@ -257,9 +261,8 @@ REQUESTS: dict[str, type[_Request]] = {
 }
 
 
-def reviewed(path: str, body: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
+def reviewed(request_type: type[Reviewed], body: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
     """The body to pass on: no field in it is unreviewed or out of bounds. Refusal: one is."""
-    request_type = REQUESTS[path]
     for name, value in body.items():
         if name not in request_type.model_fields and value is not None:
             raise _unreviewed(name, request_type)
@@ -270,12 +273,12 @@ def reviewed(path: str, body: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
     return request.bounded(bounds).model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
 
 
-def _check_messages(messages: list[Message], bounds: Bounds) -> None:
+def check_messages(messages: list[Message], bounds: Bounds) -> None:
     bounds.check_count(len(messages), bounds.max_messages, "messages", "messages")
-    bounds.check_text(sum(message.chars for message in messages), "messages")
+    bounds.check_text(sum(len(message.plain) for message in messages), "messages")
 
 
-def _refusal(request_type: type[_Request], error: ValidationError) -> Refusal:
+def _refusal(request_type: type[Reviewed], error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if not first["loc"]:
         return Refusal(first["msg"].removeprefix("Value error, "))
@@ -289,7 +292,7 @@ def _refusal(request_type: type[_Request], error: ValidationError) -> Refusal:
     return Refusal(f"{'.'.join([name, *below[:1]])}: {first['msg']}", param=name)
 
 
-def _unreviewed(name: str, request_type: type[_Request]) -> Refusal:
+def _unreviewed(name: str, request_type: type[Reviewed]) -> Refusal:
     taken = ", ".join(sorted(request_type.model_fields))
     why = _REASONS.get(name, f"leave it out (taken are {taken})")
     return Refusal(f"{name[:64]} is not taken here: {why}", param=name[:64])

@@ -5,7 +5,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import os
 import secrets
 import sys
 import time
@@ -32,6 +31,8 @@ class Caller(BaseModel):
     role: Role
     requests_per_minute: int | None = Field(default=None, ge=1)
     """Unset: serving.requests_per_minute holds."""
+    trust: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    """How far this person's votes are trusted: see the settings `votes`."""
 
     def may_act_as(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)
@@ -89,18 +90,22 @@ class Tokens:
                 self._read_at = time.monotonic()
             return self._known
 
-    def add(self, name: str, role: Role, *, requests_per_minute: int | None = None) -> str:
+    def add(
+        self, name: str, role: Role, *, requests_per_minute: int | None = None, trust: float = 1.0
+    ) -> str:
         """A new token, which is shown this once. ValueError: the name has one already."""
         known = self.read() or []
         if any(token.name == name for token in known):
             raise ValueError(f"{name} has a token already: remove it first")
         token = secrets.token_urlsafe(32)
-        self._write(
-            [
-                *known,
-                _Token(name=name, role=role, requests_per_minute=requests_per_minute, sha256=_digest(token)),
-            ]
+        added = _Token(
+            name=name,
+            role=role,
+            requests_per_minute=requests_per_minute,
+            trust=trust,
+            sha256=_digest(token),
         )
+        self._write([*known, added])
         return token
 
     def remove(self, name: str) -> None:
@@ -112,11 +117,7 @@ class Tokens:
         self._write(left)
 
     def _write(self, tokens: list[_Token]) -> None:
-        before = os.umask(0o077)  # From its first moment, only this user can read the file.
-        try:
-            self._storage.write_text(_FILE, _TokenFile(tokens=tokens).model_dump_json(indent=2))
-        finally:
-            os.umask(before)
+        self._storage.write_private(_FILE, _TokenFile(tokens=tokens).model_dump_json(indent=2))
 
 
 def is_loopback(host: str) -> bool:
@@ -137,12 +138,14 @@ def main(arguments: Sequence[str]) -> None:
     tokens = Tokens(Storage(parsed.run_dir))
     try:
         if parsed.command == "add":
-            print(tokens.add(parsed.name, parsed.role, requests_per_minute=parsed.requests_per_minute))
+            bounds = {"requests_per_minute": parsed.requests_per_minute, "trust": parsed.trust}
+            print(tokens.add(parsed.name, parsed.role, **bounds))
         elif parsed.command == "remove":
             tokens.remove(parsed.name)
         else:
             for token in tokens.read() or []:
-                print(token.name, token.role, token.requests_per_minute or "")
+                trust = f"trust={token.trust:g}" if token.trust < 1 else ""
+                print(token.name, token.role, token.requests_per_minute or "", *filter(None, [trust]))
     except ValidationError as error:
         exit_with("; ".join(f"{first['loc'][0]}: {first['msg']}" for first in error.errors()))
     except (ValueError, OSError) as error:
@@ -161,7 +164,10 @@ def _parser() -> argparse.ArgumentParser:
         "--role", required=True, choices=ROLES, help="user asks, labeler also votes, admin promotes."
     )
     add.add_argument("--requests_per_minute", type=int, help="Most requests; unset: the server's own bound.")
-    commands.add_parser("list", help="Names, roles and bounds.")
+    add.add_argument(
+        "--trust", type=float, default=1.0, help="Trust in the votes, from 0 to 1: see votes.min_trust."
+    )
+    commands.add_parser("list", help="Names, roles, bounds and trust.")
     remove = commands.add_parser("remove", help="Make a token worthless.")
     remove.add_argument("name", help="Whose it is.")
     return parser

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from dpo_ray.buffer.commits import Commits
 from dpo_ray.buffer.database import PAIR_COLUMNS, PAIRS, chunks, now
+from dpo_ray.buffer.opening import Opening
 from dpo_ray.buffer.sampling import Candidate, SnapshotQuery, draw
 from dpo_ray.config import BufferConfig
 from dpo_ray.storage import Storage
@@ -59,13 +59,13 @@ def snapshot_query(config: BufferConfig, *, round_: int, live_version: int, seed
 
 
 def declare_snapshot(
-    commits: Commits, storage: Storage, query: SnapshotQuery, *, live_version: int
+    store: Opening, storage: Storage, query: SnapshotQuery, *, live_version: int
 ) -> SnapshotManifest:
     """Write the immutable snapshot of round `query.max_round`; a declared one is returned as it is."""
     declared = read_snapshot_manifest(storage, query.max_round)
     if declared is not None:
         return declared
-    rows = commits.run(lambda connection: _select(connection, query))
+    rows = store.run(lambda connection: _select(connection, query))
     content = parquet(rows, _COLUMNS)
     ages = [live_version - row["policy_version"] for row in rows]
     manifest = SnapshotManifest(

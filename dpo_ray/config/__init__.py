@@ -25,6 +25,7 @@ from dpo_ray.config.sections import (
 )
 from dpo_ray.config.settings import CONFIGS, Settings, exit_with, parse_config
 from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceConfig, TrainingConfig
+from dpo_ray.config.votes import VotesConfig
 
 __all__ = [
     "CONFIGS",
@@ -56,6 +57,7 @@ __all__ = [
     "ServingConfig",
     "Settings",
     "TrainingConfig",
+    "VotesConfig",
     "exit_with",
     "parse_config",
 ]

@@ -18,6 +18,7 @@ from dpo_ray.config.sections import (
 )
 from dpo_ray.config.settings import CONFIGS, Settings
 from dpo_ray.config.training import TrainingConfig
+from dpo_ray.config.votes import VotesConfig
 
 
 class JobConfig(Settings):
@@ -63,6 +64,8 @@ class IterativeDPOConfig(JobConfig):
     """How scored completions become pairs."""
     buffer: BufferConfig = BufferConfig()
     """Where pairs are kept, and which of them a round trains on."""
+    votes: VotesConfig = VotesConfig()
+    """Which votes of people become pairs."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured after each round."""
     gate: GateConfig = GateConfig()
@@ -95,7 +98,18 @@ class IterativeDPOConfig(JobConfig):
                 "training.early_stopping looks at held-out pairs, which only offline jobs have: unset it, "
                 "and bound each round's candidate with gate"
             )
+        self._check_votes()
         return self
+
+    def _check_votes(self) -> None:
+        losses = [term.type for term in self.training.loss.terms]
+        if self.votes.take_unpaired and not {*losses} <= {"kto", "bco", "sft"}:
+            raise ValueError(
+                f"votes.take_unpaired gives single completions, and the loss {losses[0]} compares two: "
+                "set training.loss.type to kto or bco, or unset it"
+            )
+        if self.votes.weight_by_trust and {*losses} & {"aot", "aot_unpaired"}:
+            raise ValueError("votes.weight_by_trust weighs pairs, and aot sorts them apart: unset it")
 
 
 class OfflineConfig(JobConfig):

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from dpo_ray.config import SamplingConfig, ServingConfig
+from dpo_ray.config import SamplingConfig, ServingConfig, VotesConfig
 from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.models import load_model, make_canaries
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
@@ -17,6 +17,7 @@ from dpo_ray.starter import make_random_model
 from dpo_ray.storage import Storage
 from serve.deployment import CPU_ENV
 from serve.replica import Replicas
+from serve.settings import ReplicaSettings
 
 SCHEMA = {
     "type": "object",
@@ -59,7 +60,9 @@ def test_an_answer_fits_in_the_schema_and_a_broken_schema_is_refused(
 
     async def scenario() -> None:
         engine = await PolicyEngine.start(PolicyRegistry(storage), SamplingConfig())
-        app = await build_http_app(engine, storage, Replicas(None), ServingConfig(), "secret")
+        no_thumbs = VotesConfig(served_kept=0)  # Which Ray would keep.
+        settings = ReplicaSettings(SamplingConfig(), ServingConfig(), no_thumbs)
+        app = await build_http_app(engine, storage, Replicas(None), settings, "secret")
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
             client = openai.AsyncOpenAI(

@@ -206,6 +206,7 @@ class FakeCluster(Cluster):
     def declare_snapshot(self, round_: int) -> SnapshotManifest:
         live, config = self._live(), self._config
         query = snapshot_query(config.buffer, round_=round_, live_version=live, seed=config.seed)
+        self._buffer.release(round_, config.votes)
         return self._buffer.declare_snapshot(
             query, live_version=live, retention_rounds=config.buffer.retention_rounds
         )

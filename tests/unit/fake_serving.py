@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dpo_ray.buffer import PreferenceBuffer
 from serve.authors import ReportingEngine
+from serve.ballot_box import refusal
 from serve.replica import ReplicaState
 
 
@@ -117,6 +119,21 @@ def stream_chunks(body: str) -> list[dict[str, Any]]:
 def replica(name: str, version: int, *, address: str = "", refuses: str = "") -> ReplicaState:
     state = "refused" if refuses else "serving"
     return ReplicaState(replica=name, version=version, state=state, reason=refuses, address=address)
+
+
+class LocalBox:
+    """A buffer of this process where replicas ask Ray's actor; it may be away."""
+
+    def __init__(self, buffer: PreferenceBuffer | None) -> None:
+        self.buffer = buffer
+
+    async def ask(self, method: str, *args: Any, **options: Any) -> Any:
+        if self.buffer is None:
+            raise refusal(None)
+        try:
+            return getattr(self.buffer, method)(*args, **options)
+        except ValueError as error:
+            raise refusal(error) from None
 
 
 class FakeReplicas:

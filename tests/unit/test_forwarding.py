@@ -145,6 +145,26 @@ def test_live_traffic_is_answered_by_the_candidate_in_its_share_wherever_it_come
     asyncio.run(scenario())
 
 
+def test_what_asks_again_with_the_same_id_is_answered_by_the_same_version() -> None:
+    async def scenario() -> None:
+        near, far = two()
+        async with (
+            cluster(near, far, view=FakeView(14, Candidate(version=15, share=0.5))),
+            httpx.AsyncClient() as client,
+        ):
+
+            async def version(request_id: str) -> str:
+                headers = {"x-request-id": request_id}
+                answer = await client.post(near.state.address + PATH, json={}, headers=headers)
+                return answer.headers["x-policy-version"]
+
+            first = [await version(str(number)) for number in range(16)]
+            assert set(first) == {"14", "15"}
+            assert [await version(str(number)) for number in range(16)] == first
+
+    asyncio.run(scenario())
+
+
 def test_a_stream_comes_piece_by_piece_from_the_peer() -> None:
     async def scenario() -> None:
         near, far = two()

@@ -17,7 +17,7 @@ HELLO = {"role": "user", "content": "hello"}
 
 def refused(path: str, body: dict[str, Any], bounds: Bounds = BOUNDS) -> str:
     with pytest.raises(Refusal) as refusal:
-        reviewed(path, body, bounds)
+        reviewed(REQUESTS[path], body, bounds)
     return str(refusal.value)
 
 
@@ -80,14 +80,14 @@ PASSES = [
 
 @pytest.mark.parametrize(("path", "body"), PASSES)
 def test_what_is_allowed_passes_as_it_is(path: str, body: dict[str, Any]) -> None:
-    assert reviewed(path, body, BOUNDS) == body
+    assert reviewed(REQUESTS[path], body, BOUNDS) == body
 
 
 def test_null_is_as_good_as_left_out() -> None:
     answered = {"role": "assistant", "content": "hi", "refusal": None, "audio": None, "function_call": None}
     body = {"messages": [answered, HELLO], "n": None, "tools": None, "stop": None}
     passed = {"messages": [{"role": "assistant", "content": "hi"}, HELLO]}
-    assert reviewed(CHAT, body, BOUNDS) == passed
+    assert reviewed(REQUESTS[CHAT], body, BOUNDS) == passed
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,12 @@ def test_a_bound_on_new_tokens_holds_where_none_is_named() -> None:
     bounds = Bounds(
         context_length=8, max_n=4, max_completions=6, max_messages=2, max_new_tokens=3, writes_json=True
     )
-    assert reviewed(COMPLETION, {"prompt": "a"}, bounds) == {"prompt": "a", "max_tokens": 3}
-    assert reviewed(CHAT, {"messages": [HELLO]}, bounds)["max_tokens"] == 3
+    assert reviewed(REQUESTS[COMPLETION], {"prompt": "a"}, bounds) == {"prompt": "a", "max_tokens": 3}
+    assert reviewed(REQUESTS[CHAT], {"messages": [HELLO]}, bounds)["max_tokens"] == 3
     assert (
-        reviewed(CHAT, {"messages": [HELLO], "max_completion_tokens": 2}, bounds)["max_completion_tokens"]
+        reviewed(REQUESTS[CHAT], {"messages": [HELLO], "max_completion_tokens": 2}, bounds)[
+            "max_completion_tokens"
+        ]
         == 2
     )
     for field in ("max_tokens", "max_completion_tokens"):
@@ -203,4 +205,4 @@ def test_json_is_refused_where_the_vocabulary_cannot_spell_it(kind: str) -> None
     schema = {"json_schema": {"name": "a", "schema": {}}} if kind == "json_schema" else {}
     body = {"prompt": "a", "response_format": {"type": kind, **schema}}
     assert "vocabulary cannot spell JSON" in refused(COMPLETION, body, wordy)
-    assert reviewed(COMPLETION, {"prompt": "a", "response_format": {"type": "text"}}, wordy)
+    assert reviewed(REQUESTS[COMPLETION], {"prompt": "a", "response_format": {"type": "text"}}, wordy)

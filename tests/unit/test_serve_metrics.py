@@ -12,11 +12,14 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dpo_ray.buffer import Tally
 from dpo_ray.registry import Candidate
 from serve.metrics import AllMetrics, CountedRequests, OwnMetrics, count_push
 from serve.placement import Policy
 from serve.replica import ReplicaState
-from tests.unit.fake_serving import FakeReplicas, replica
+from tests.unit.fake_serving import FakeReplicas, LocalBox, replica
+
+BOX: Any = SimpleNamespace(ask=lambda method: asyncio.sleep(0, Tally(3, 2, 1, {0: 2})))
 
 
 def sample(name: str, **labels: str) -> float | None:
@@ -90,16 +93,23 @@ def view_of(live: int, candidate: Candidate | None = None) -> Any:
 
 def test_a_replica_tells_what_is_live_and_what_it_holds() -> None:
     state = replace(replica("a", 11, refuses="stale"), canary_error=0.5)
-    seen = scrape(OwnMetrics(answers, lambda: state, view_of(12, Candidate(version=13, share=0.1))))
+    seen = scrape(OwnMetrics(answers, lambda: state, view_of(12, Candidate(version=13, share=0.1)), BOX))
     assert seen["dpo_ray_live_version"] == {"": 12}
     assert seen["dpo_ray_candidate_version"] == {"": 13}
     assert seen["dpo_ray_replica_version"] == {"": 11}
     assert seen["dpo_ray_replica_serving"] == {"": 0}
     assert seen["dpo_ray_canary_error_nats"] == {"": 0.5}
+    assert seen["dpo_ray_votes_waiting"] == {"": 3}
+    assert seen["dpo_ray_votes_released"] == {"": 2}
+
+
+def test_a_scrape_does_without_the_votes_where_the_buffer_is_away() -> None:
+    seen = scrape(OwnMetrics(answers, lambda: replica("a", 12), view_of(12), LocalBox(None)))
+    assert seen["dpo_ray_replica_version"] == {"": 12}
 
 
 def test_without_a_candidate_its_version_is_no_number() -> None:
-    seen = scrape(OwnMetrics(answers, lambda: replica("a", 12), view_of(12)))
+    seen = scrape(OwnMetrics(answers, lambda: replica("a", 12), view_of(12), BOX))
     assert math.isnan(seen["dpo_ray_candidate_version"][""])
 
 
@@ -122,7 +132,7 @@ def test_one_scrape_has_the_metrics_of_all_replicas_that_can_be_reached() -> Non
     own = replica("a", 12)
     replicas: Any = FakeReplicas([own, replica("b", 11), replica("c", 11)])
     peers: Any = SimpleNamespace(get_all=get_all)
-    app = AllMetrics(answers, lambda: own, view_of(12), replicas, peers)
+    app = AllMetrics(answers, lambda: own, view_of(12), BOX, replicas, peers)
     seen = scrape(app)
     assert asked == [("/metrics", ["b", "c"])]
     assert seen["dpo_ray_replica_version"] == {"a": 12, "b": 11}
@@ -134,7 +144,7 @@ def test_one_scrape_has_the_metrics_of_all_replicas_that_can_be_reached() -> Non
 def test_only_a_scrape_asks_the_replicas() -> None:
     replicas: Any = FakeReplicas([])
     nothing: Any = SimpleNamespace()
-    get(AllMetrics(answers_nothing, lambda: replica("a", 1), nothing, replicas, nothing), "/health")
+    get(AllMetrics(answers_nothing, lambda: replica("a", 1), nothing, nothing, replicas, nothing), "/health")
     assert replicas.num_asked == 0
 
 

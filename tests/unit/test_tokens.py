@@ -19,7 +19,8 @@ from dpo_ray.storage import Storage
 from serve.guard import Abilities, guarded
 from serve.tokens import Tokens, main
 
-USER, LABELER, ADMIN = "/v1/completions", "/v1/preferences", "/v1/policy/rollback"
+USER, LABELER, ADMIN = "/v1/completions", "/v1/preferences/undo", "/v1/policy/rollback"
+BODIES = {USER: {"prompt": "a"}, LABELER: {"id": "vote-1"}, ADMIN: {}}
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ def ask(app: ASGIApp, path: str, token: str | None = None, **way: str) -> httpx.
     async def send() -> httpx.Response:
         address = f"http://{way.get('at', '127.0.0.1')}"
         async with httpx.AsyncClient(transport=transport, base_url=address) as client:
-            if path in (USER, LABELER, ADMIN):
-                return await client.post(path, json={"prompt": "a"} if path == USER else {}, headers=headers)
+            if path in BODIES:
+                return await client.post(path, json=BODIES[path], headers=headers)
             return await client.get(path, headers=headers)
 
     return asyncio.run(send())

@@ -35,6 +35,8 @@ class Service:
     port: int
     admin: str
     user: str
+    labelers: tuple[str, str]
+    """Tokens of lea and lou."""
     pid: int
     """Of `python -m serve`, whose children are Ray's processes."""
 
@@ -79,6 +81,7 @@ def service(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (run_dir / "config.yaml").write_text(yaml.safe_dump({"sampling": sampling}))
     tokens = Tokens(Storage(str(run_dir)))
     admin, user = tokens.add("ada", role="admin"), tokens.add("uma", role="user")
+    labelers = tokens.add("lea", role="labeler"), tokens.add("lou", role="labeler")
     environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
     log = run_dir / "serve.log"
     with log.open("w") as file:
@@ -86,7 +89,7 @@ def service(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
     wait_for(lambda: "answers on" in log.read_text() or process.poll() is not None, what="python -m serve")
     assert process.poll() is None, log.read_text()[-6000:]
-    service = Service(run_dir, port, admin, user, process.pid)
+    service = Service(run_dir, port, admin, user, labelers, process.pid)
     wait_for(lambda: len(service.policy()["replicas"]) == 2, what="two replicas")
     yield service
     process.send_signal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
 import socket
 
-from dpo_ray.cluster import listens
+from dpo_ray.machines import listens
 
 
 def test_an_address_listens_until_its_socket_is_closed() -> None:
