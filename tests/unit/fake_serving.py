@@ -27,10 +27,8 @@ class FakeLLM:
     """What the engine knows, before the end, of who writes the first prompt's first choice."""
     closed: int = 0
 
-    @property
-    def output_processor(self) -> SimpleNamespace:
-        state = SimpleNamespace(weight_version_starts=self.starts)
-        return SimpleNamespace(request_states={"inside": state}, external_req_ids={"request-0": ["inside"]})
+    def first_version(self, request_id: str) -> int | None:
+        return int(self.starts[0][0]) if self.starts and request_id == "request-0" else None
 
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **options: Any

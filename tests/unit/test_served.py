@@ -34,7 +34,7 @@ class Kept:
 class Engine:
     """Writes two tokens to each choice, in two parts, as version 7; a prompt of id 99 it leaves open."""
 
-    output_processor = SimpleNamespace(request_states={}, external_req_ids={})
+    def first_version(self, request_id: str) -> None: ...
 
     async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncGenerator[Any, None]:
         for part in range(1 if prompt == [99] else 2):
