@@ -40,7 +40,7 @@ lint:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/pytest tests/unit -q
+	$(BIN)/pytest tests/unit -q --numprocesses 2
 
 setup: $(VENV)/$(ACCELERATOR).stamp ## Make .venv and install the locked packages.
 

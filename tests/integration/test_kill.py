@@ -59,7 +59,6 @@ def test_killed_driver_goes_on_when_it_is_run_again(head: Head, starter: Path, t
     run_dir, log = tmp_path / "run", tmp_path / "log"
     command = arguments(run_dir, starter, 2, head.http_port)
     deaths = [
-        "metrics.jsonl",  # The first round samples.
         "rounds/00000/manifest.json",  # It trains.
         "policies/v00001/manifest.json",  # It pushes.
     ]

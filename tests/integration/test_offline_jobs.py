@@ -18,7 +18,7 @@ def weights(run_dir: Path, version: int) -> dict[str, torch.Tensor]:
 def test_driver_killed_within_an_epoch_ends_bitwise_where_it_would_have(
     head: Head, starter: Path, tmp_path: Path
 ) -> None:
-    steps = ["--training.batch_size=8", "--training.checkpoint_every_steps=3", "--max_pairs=256"]
+    steps = ["--training.batch_size=8", "--training.checkpoint_every_steps=3", "--max_pairs=192"]
     more = ["--training.learning_rate=1e-4", "--training.schedule=cosine", "--training.parallelism=fsdp"]
     job = ["jobs/offline_dpo.py", f"--model={starter}", *PAIRS, *steps, *more, "--rounds=2"]
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"

@@ -15,6 +15,7 @@ from dpo_ray.config import (
     BetaSweepConfig,
     IterativeDPOConfig,
     OfflineDPOConfig,
+    RewardModelConfig,
     ServeConfig,
     Settings,
     SFTConfig,
@@ -30,6 +31,7 @@ JOBS: dict[str, type[Settings]] = {
     "jobs/offline_dpo.py": OfflineDPOConfig,
     "jobs/sft.py": SFTConfig,
     "jobs/beta_sweep.py": BetaSweepConfig,
+    "jobs/reward_model.py": RewardModelConfig,
 }
 
 
