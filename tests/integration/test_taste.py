@@ -84,8 +84,5 @@ def test_people_steer_the_policy_where_the_judge_is_indifferent(
     run(head, starter, tmp_path / "judged", voters=0)
     start, voted = liked(tmp_path / "voted", 0), liked(tmp_path / "voted", ROUNDS)
     judged = liked(tmp_path / "judged", ROUNDS)
-    print(
-        f"{WORD}: start {start:.2f}, voted {voted:.2f}, judged {judged:.2f}, {[p.num_votes for p in people]}"
-    )
     assert min(person.num_votes for person in people) > 20
     assert voted > max(start, judged) + 0.4
