@@ -28,7 +28,7 @@ serve: setup ## Serve the live policy of RUN_DIR over HTTP on PORT (8000).
 	$(BIN)/python -m serve --run_dir $(RUN_DIR) --serving.port $(PORT) $(ARGS)
 
 test: check ## Run every check and every test.
-	$(BIN)/pytest tests/integration -v --durations=10
+	$(BIN)/pytest tests/integration -v --durations=15 --numprocesses 2 --dist loadgroup
 
 check: setup-dev ## Formatting, lint, types, layers, and the fast tests.
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit

@@ -32,6 +32,18 @@ SMALL = (
 """Settings that make a round short."""
 
 
+_OTHER_PROCESS = ("test_json_answers", "test_kill", "test_offline_jobs", "test_ray_data", "test_real_data")
+_OTHER_PROCESS += ("test_submitted_job", "test_taste")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the files, each for about half of the time; most tests wait a lot."""
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "integration"):
+            group = "second" if item.path.stem in _OTHER_PROCESS else "first"
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -89,6 +101,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     port, dashboard = free_port(), free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     options = [f"--dashboard-port={dashboard}", "--num-cpus=4", f"--temp-dir=/tmp/dpo_ray_test_{port}"]
+    # Of these two, heads that run at the same time would take the same.
+    options += [
+        f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "ray-client-server-port")
+    ]
     log = tmp_path_factory.mktemp("ray") / "log"
     environment = {**ACTIVATED, "RAY_AUTH_MODE": "disabled"}
     with log.open("w") as file:
