@@ -102,7 +102,7 @@ class Pair:
     weight: float = 1.0
     """Weight of this pair's loss among the others': finite and above 0."""
     cost: float = 0.0
-    """Money that the judgement cost."""
+    """Money that the judgement cost, in the judge's currency."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight > 0):
