@@ -178,7 +178,7 @@ def test_a_round_counts_what_became_of_its_completions(tmp_path: Path) -> None:
     assert first == PairYield(completions=12, matched=4, made=4, kept=4)
     trained_on = pq.read_table(tmp_path / "rounds/00002/pairs.parquet")["round"].to_pylist()
     kept = trained_on.count(2)
-    assert last == PairYield(completions=12, matched=4, made=4, over_limit=4 - kept, kept=kept)
+    assert last == PairYield(completions=12, matched=4, made=4, not_drawn=4 - kept, kept=kept)
     assert 0 < kept < 4
 
 
