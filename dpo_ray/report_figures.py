@@ -130,7 +130,7 @@ def time_and_pairs(record: RunRecord) -> list[Figure]:
             Figure("Pairs per round", "", Markup(grouped_bars(xs, pairs, x_label=_ROUND))),
             _yield_figure(record, "Completions not paired", COMPLETION_LOSSES),
             _yield_figure(
-                record, "What the pair rule matched", ("kept", "too_old", "over_limit", *MATCH_LOSSES)
+                record, "What the pair rule matched", ("kept", "too_old", "not_drawn", *MATCH_LOSSES)
             ),
             Figure("Age of the pairs", "Versions, mean.", Markup(line_chart([age], x_label=_ROUND))),
         ]

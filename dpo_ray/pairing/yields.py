@@ -56,7 +56,7 @@ class PairYield:
     made: int = 0
     too_old: int = 0
     """Pairs that no snapshot of this live version takes."""
-    over_limit: int = 0
+    not_drawn: int = 0
     """Pairs that were not drawn for this round's snapshot, and may be for later ones."""
     kept: int = 0
     """Pairs of this round that it trains on itself."""
@@ -114,5 +114,5 @@ class MadePairs:
             self.counts,
             kept=len(self.pairs) - len(left_out),
             too_old=too_old,
-            over_limit=len(left_out) - too_old,
+            not_drawn=len(left_out) - too_old,
         )

@@ -40,7 +40,7 @@ def test_pairs_made_and_pairs_trained_on_are_two_numbers() -> None:
     snapshot = SnapshotManifest(
         round=2, rows=17, sha256="", age_mean=0.75, query=all_of_round(2), created_at=""
     )
-    counts = PairYield(completions=16, matched=6, tie=1, made=5, over_limit=3, kept=2)
+    counts = PairYield(completions=16, matched=6, tie=1, made=5, not_drawn=3, kept=2)
     metrics = pair_metrics(counts, snapshot)
     assert (metrics["pairs/made"], metrics["pairs/kept"], metrics["pairs/age_mean"]) == (5, 17, 0.75)
     assert (metrics["yield/completions"], metrics["yield/tie"], metrics["yield/kept"]) == (16, 1, 2)

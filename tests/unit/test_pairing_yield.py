@@ -49,7 +49,7 @@ def test_the_counts_add_up(pairing: PairingConfig) -> None:
         assert counts.completions == len(completions)
         assert counts.completions == total(counts, *COMPLETION_LOSSES, "usable")
         assert counts.matched == total(counts, *MATCH_LOSSES, "made")
-        assert counts.made == len(made.pairs) == total(counts, "too_old", "over_limit", "kept")
+        assert counts.made == len(made.pairs) == total(counts, "too_old", "not_drawn", "kept")
         assert counts.kept == len(kept)
 
 
@@ -86,7 +86,7 @@ def made() -> MadePairs:
 
 def test_pairs_not_in_the_snapshot_are_too_old_or_over_its_limit(made: MadePairs) -> None:
     counts = made.in_snapshot({made.pairs[2].pair_id, "of another round"}, min_policy_version=2)
-    assert (counts.made, counts.too_old, counts.over_limit, counts.kept) == (3, 1, 1, 1)
+    assert (counts.made, counts.too_old, counts.not_drawn, counts.kept) == (3, 1, 1, 1)
 
 
 def test_counts_come_back_from_the_metrics_of_a_round(made: MadePairs) -> None:
@@ -106,7 +106,7 @@ def test_counts_come_back_from_the_metrics_of_a_round(made: MadePairs) -> None:
         (PairYield(completions=10, unjudged=9, matched=1, made=1), False),
         (PairYield(completions=11, unjudged=10, matched=1, made=1), True),
         (PairYield(completions=10), True),
-        (PairYield(completions=100, matched=10, made=10, over_limit=10), False),
+        (PairYield(completions=100, matched=10, made=10, not_drawn=10), False),
     ],
 )
 def test_a_yield_below_a_tenth_is_poor(counts: PairYield, is_poor: bool) -> None:
