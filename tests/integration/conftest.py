@@ -32,18 +32,6 @@ SMALL = (
 """Settings that make a round short."""
 
 
-_OTHER_PROCESS = ("test_json_answers", "test_kill", "test_offline_jobs", "test_ray_data", "test_real_data")
-_OTHER_PROCESS += ("test_submitted_job", "test_taste")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the files, each for about half of the time; most tests wait a lot."""
-    for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "integration"):
-            group = "second" if item.path.stem in _OTHER_PROCESS else "first"
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
