@@ -5,17 +5,10 @@ import { Refused, getJson, postForEvents, postJson, refusedAs, sendAgain, token 
 const SIDES = ["first", "second"];
 const ROLES = { system: "System", developer: "Developer", user: "User", assistant: "Assistant" };
 const START = "Write a prompt, or draw one.";
-const SAYS = {
-  first: "answer 1 is better",
-  second: "answer 2 is better",
-  tie: "a tie",
-  both_bad: "both are bad",
-};
+const SAYS = { first: "answer 1 is better", second: "answer 2 is better", tie: "a tie", both_bad: "both are bad" };
 const KEYS = {
-  ArrowLeft: "first", 1: "first",
-  ArrowRight: "second", 2: "second",
-  ArrowDown: "tie", 0: "tie", t: "tie",
-  b: "both_bad",
+  ArrowLeft: "first", 1: "first", ArrowRight: "second", 2: "second",
+  ArrowDown: "tie", 0: "tie", t: "tie", b: "both_bad",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -147,7 +140,8 @@ async function compare(prompt) {
   showTurns(prompt);
   clearAnswers();
   enter("writing");
-  $("comparison").focus();
+  $("comparison").focus({ preventScroll: true });
+  $("comparison").scrollIntoView();
   say("Two answers are being written …");
   try {
     for await (const event of postForEvents("v1/comparisons", { ...prompt, stream: true }, writing.signal)) take(event);
@@ -163,10 +157,7 @@ async function compare(prompt) {
 
 function take(event) {
   if (event.error) throw refusedAs(event.error.code, event.error.message);
-  if (event.side) {
-    part(event.side, "text").append(event.text);
-    return;
-  }
+  if (event.side) return part(event.side, "text").append(event.text);
   state.comparison = event;
   for (const side of SIDES) {
     part(side, "text").textContent = event[side].text;
@@ -220,19 +211,15 @@ async function undo() {
   } catch (error) {
     if (error.status !== 409) state.vote = undone;
     showUndo();
-    complain(error);
-    return;
+    return complain(error);
   }
-  if (undone.comparison === state.comparison?.id) reopen();
-  else say("Your last vote is undone.");
+  say("Your last vote is undone.");
+  if (undone.comparison === state.comparison?.id) {
+    hideVersions();
+    enter("voting");
+    say("Your vote is undone: vote again, or go on.");
+  }
   showMine();
-}
-
-function reopen() {
-  hideVersions();
-  enter("voting");
-  $("comparison").focus({ preventScroll: true });
-  say("Your vote is undone: vote again, or go on.");
 }
 
 // What became of votes
