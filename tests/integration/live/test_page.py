@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -174,7 +175,7 @@ def vote(page: Page, how: Callable[[], None]) -> tuple[str, str]:
         how()
     assert answer.value.status == 201, answer.value.text()
     expect(page.locator("#next")).to_be_visible()
-    sent = answer.value.request.post_data_json
+    sent: Any = answer.value.request.post_data_json
     return sent["choice"], sent["reason"]
 
 
