@@ -125,10 +125,7 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counts_once(live: Service
 def test_a_person_is_told_what_is_wrong(page: Page) -> None:
     status = page.locator("#status")
     for code, said in {403: "You may not", 409: "contradicts", 410: "too old", 429: "Too many"}.items():
-        error = {"error": {"message": "so it is", "code": code}}
-        page.route(
-            "**/v1/comparisons", lambda route, e=error: route.fulfill(status=e["error"]["code"], json=e)
-        )
+        page.route("**/v1/comparisons", refusing(code))
         page.fill("#prompt", PROMPT)
         page.press("#prompt", "Control+Enter")
         expect(status).to_contain_text(said)
@@ -191,3 +188,7 @@ def losing_answers(keys: list[str], *, times: int) -> Callable[[Route], None]:
             route.fulfill(response=response)
 
     return handle
+
+
+def refusing(code: int) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=code, json={"error": {"message": "so it is", "code": code}})
