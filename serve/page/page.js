@@ -258,11 +258,12 @@ function changePerson() {
 }
 
 function press(event) {
+  if (event.repeat) return;
   const typing = event.target.matches("input:not([type=checkbox]), textarea, select");
   const isSend = event.key === "Enter" && (event.ctrlKey || event.metaKey);
   if (isSend && (!typing || event.target === $("prompt"))) ask();
   if (typing && event.key === "Escape") event.target.blur();
-  if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey || !$("keys").checked) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || !$("keys").checked) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "n") draw();
   if (key === "u") undo();
