@@ -172,8 +172,7 @@ class FeedbackRoutes:
             return await self.box.ask("vote_on_comparison", ballot, asked.comparison_id, asked.choice)
         if asked.completion_id is not None:
             return await self._thumb(asked, ballot)
-        assert asked.prompt and asked.chosen and asked.rejected
-        texts = [as_text(text) for text in (asked.prompt, asked.chosen, asked.rejected)]
+        texts = [as_text(text) for text in (asked.prompt, asked.chosen, asked.rejected) if text is not None]
         pair = await self.encoder.pair(*texts)
         live = (await self.view.get()).live  # A vote is as old as the policy that it wants to change.
         return await self.box.ask(

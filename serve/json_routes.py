@@ -32,11 +32,22 @@ def caller_name(request: Request) -> str:
     return "anonymous" if caller is None else caller.name
 
 
-def body_schema(*body_types: type[BaseModel]) -> dict[str, Any]:
-    """What /openapi.json says of a body that is one of these."""
-    schemas = [body_type.model_json_schema() for body_type in body_types]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+def body_schema(body_type: type[BaseModel]) -> dict[str, Any]:
+    """What /openapi.json says of a body."""
+    schema = body_type.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """With each definition in its place: the document has no room for those of one body."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
 
 
 def refusable(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

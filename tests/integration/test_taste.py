@@ -10,14 +10,14 @@ from dpo_ray.storage import Storage
 from serve.tokens import Tokens
 from tests.integration.conftest import Head, run_job
 
-ROUNDS = 4
+ROUNDS = 3
 PROMPTS = ("the film", "these songs", "that acting", "the plot is", "those twists", "honestly the music")
 WORD = "and"
 """What these people like in a review; the job's judge does not look at it."""
 SETTINGS = (
     "--sampling.prompts_per_round=32",
     "--sampling.samples_per_prompt=4",
-    "--evaluation.prompts=64",
+    "--evaluation.prompts=32",
     "--buffer.pairs_per_round=96",
     '--buffer.mix={"human": 3, "judge": 1}',
     "--training.learning_rate=3e-4",
@@ -84,8 +84,5 @@ def test_people_steer_the_policy_where_the_judge_is_indifferent(
     run(head, starter, tmp_path / "judged", voters=0)
     start, voted = liked(tmp_path / "voted", 0), liked(tmp_path / "voted", ROUNDS)
     judged = liked(tmp_path / "judged", ROUNDS)
-    print(
-        f"{WORD}: start {start:.2f}, voted {voted:.2f}, judged {judged:.2f}, {[p.num_votes for p in people]}"
-    )
     assert min(person.num_votes for person in people) > 20
     assert voted > max(start, judged) + 0.4

@@ -283,6 +283,7 @@ def test_a_record_gets_the_tokens_of_the_policy_and_the_age_of_what_is_live(
         ({"completion_id": "chatcmpl-1", "label": "yes"}, 400),
         ({"prompt": "a", "chosen": "b"}, 400),
         ({"prompt": "a", "chosen": "b" * 5000, "rejected": "c"}, 400),
+        ({"prompt": "", "chosen": " is bad", "rejected": " is dull"}, 422),
         ({"prompt": "the film", "chosen": " is bad", "rejected": " is bad"}, 422),
         ({"prompt": "the film", "chosen": " ", "rejected": " is bad"}, 422),
         ({"prompt": "the film", "chosen": "the " * 80, "rejected": " is bad"}, 422),
@@ -313,6 +314,15 @@ def test_a_thumb_waits_for_a_completion_that_is_not_kept_yet(
     voted = service.vote(completion_id="cmpl-1", label=False)
     assert (voted.status_code, voted.json()["versions"]) == (201, {"completion": 4})
     assert service.vote(who="bob", completion_id="cmpl-1", label=True).status_code == 403
+
+
+def test_the_document_describes_bodies_and_answers(service: Service) -> None:
+    text = service.ask("GET", "/openapi.json").text
+    assert "#/$defs" not in text
+    paths = json.loads(text)["paths"]
+    body = paths["/v1/preferences"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"comparison_id", "completion_id", "chosen"} <= body["properties"].keys()
+    assert "201" in paths["/v1/preferences"]["post"]["responses"]
 
 
 def test_a_vote_is_undone_by_who_gave_it(service: Service) -> None:

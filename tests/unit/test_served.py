@@ -32,12 +32,12 @@ class Kept:
 
 
 class Engine:
-    """Writes two tokens to each choice, in two parts, as version 7."""
+    """Writes two tokens to each choice, in two parts, as version 7; a prompt of id 99 it leaves open."""
 
     output_processor = SimpleNamespace(request_states={}, external_req_ids={})
 
     async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncGenerator[Any, None]:
-        for part in range(2):
+        for part in range(1 if prompt == [99] else 2):
             for index in range(params.n):
                 choice = SimpleNamespace(
                     index=index,
@@ -50,6 +50,9 @@ class Engine:
                 yield SimpleNamespace(request_id=request_id, prompt_token_ids=prompt_ids, outputs=[choice])
 
 
+TWO = SimpleNamespace(n=2)
+
+
 async def complete(request: Request) -> Response:
     """As vLLM's route: each prompt is a request of its own, whose id goes on from the answer's."""
     body, engine = await request.json(), ReportingEngine(Engine())
@@ -57,7 +60,7 @@ async def complete(request: Request) -> Response:
     chat = request.url.path == "/v1/chat/completions"
     for number in range(1 if isinstance(prompts, str) else len(prompts)):
         request_id = "chatcmpl-1" if chat else f"cmpl-1-{number}"
-        async for _ in engine.generate([50 + number], SimpleNamespace(n=2), request_id):
+        async for _ in engine.generate([99 if prompts == "open" else 50 + number], TWO, request_id):
             pass
     return JSONResponse({})
 
@@ -107,6 +110,10 @@ def test_a_chat_is_kept_as_messages_and_ids_as_their_text() -> None:
         ("chatcmpl-1", [{"role": "user", "content": "the film"}])
     ] * 2
     assert kept("/v1/completions", {"prompt": [[50]]})[0].prompt == "text of [50]"
+
+
+def test_an_answer_that_was_broken_off_is_not_kept() -> None:
+    assert kept("/v1/completions", {"prompt": "open"}) == []
 
 
 @pytest.mark.parametrize("role", ["user", None])

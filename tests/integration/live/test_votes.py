@@ -115,7 +115,7 @@ def test_no_vote_is_lost_or_doubled_while_the_buffer_is_killed(
 
     def vote(worker: int) -> None:
         for number in range(8):
-            record = {"chosen": f"{'so ' * number}good", "rejected": "bad " * (worker + 1)}
+            record = {"chosen": f"{'so ' * number}superb", "rejected": "dull " * (worker + 1)}
             answers.append(lou.vote(prompt=PROMPT, **record).status_code)
 
     workers = [threading.Thread(target=vote, args=[worker]) for worker in range(4)]
