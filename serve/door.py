@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from dpo_ray.config import ServingConfig
 from serve.limits import RequestRates
+from serve.page_routes import PAGE_FILES
 from serve.refusal import Refusal
 from serve.requests import REQUESTS
 from serve.tokens import Caller, Role, Tokens, is_loopback
@@ -26,7 +27,7 @@ class Route:
 
 
 _ROUTES: dict[str, tuple[Route, ...]] = {
-    "/": (Route("GET", None),),
+    **{path: (Route("GET", None),) for path in PAGE_FILES},
     "/health": (Route("GET", None),),
     "/ping": (Route("GET", None),),
     "/version": (Route("GET"),),

@@ -27,6 +27,7 @@ from serve.forwarding import Forwarding, PeerDoor
 from serve.guard import Abilities, guarded
 from serve.metrics import CANARY_TOLERANCE, AllMetrics, CountedRequests, OwnMetrics
 from serve.models import SERVED_NAME
+from serve.page_routes import mount_page
 from serve.peers import Peers
 from serve.placement import PolicyView
 from serve.policy_routes import PolicyRoutes
@@ -61,6 +62,7 @@ async def build_http_app(
         trained=TrainedVersions(storage, registry),
         config=settings.votes,
     ).mount(routes)
+    mount_page(routes)
     public = guarded(
         AllMetrics(placed, engine.describe, view, box, replicas, peers),
         settings.serving,
