@@ -31,7 +31,7 @@ test: check ## Run every check and every test.
 	@$(MAKE) --no-print-directory --jobs 2 test-jobs test-serving
 
 # Two halves that take about as long, and wait a lot.
-JOB_TESTS := $(addprefix tests/integration/test_,json_answers.py kill.py offline_jobs.py ray_data.py real_data.py submitted_job.py taste.py)
+JOB_TESTS := $(addprefix tests/integration/test_,json_answers.py kill.py offline_jobs.py ray_data.py submitted_job.py taste.py)
 
 test-jobs:
 	$(BIN)/pytest $(JOB_TESTS) -v --durations=10
