@@ -16,7 +16,7 @@ unexport DPO_RAY_ACCELERATOR
 ON_cuda := --sampling.gpus_per_replica 0.5 --sampling.gpu_memory_utilization 0.3 --sampling.dtype float32 \
   --training.workers 1 --training.gpus_per_worker 0.5
 
-.PHONY: help setup setup-dev demo serve test test-jobs test-serving check lint unit format lock clean
+.PHONY: help setup setup-dev demo serve test test-slow check lint unit format lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,17 +27,11 @@ demo: setup ## Run iterative DPO on a tiny model, in RUN_DIR (runs/demo); goes o
 serve: setup ## Serve the live policy of RUN_DIR over HTTP on PORT (8000).
 	$(BIN)/python -m serve --run_dir $(RUN_DIR) --serving.port $(PORT) $(ARGS)
 
-test: check ## Run every check and every test.
-	@$(MAKE) --no-print-directory --jobs 2 test-jobs test-serving
+test: check ## Run the checks, the unit tests, and the tests on real Ray and vLLM.
+	$(BIN)/pytest tests/integration -v --durations=15 -m "not slow"
 
-# Two halves that take about as long, and wait a lot.
-JOB_TESTS := $(addprefix tests/integration/test_,json_answers.py kill.py offline_jobs.py ray_data.py submitted_job.py taste.py)
-
-test-jobs:
-	$(BIN)/pytest $(JOB_TESTS) -v --durations=10
-
-test-serving:
-	$(BIN)/pytest tests/integration $(addprefix --ignore=,$(JOB_TESTS)) -v --durations=10
+test-slow: setup-dev ## Run the tests that take minutes each, which `make test` leaves out.
+	$(BIN)/pytest tests/integration -v -m slow
 
 check: setup-dev ## Formatting, lint, types, layers, and the fast tests.
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit

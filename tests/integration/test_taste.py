@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
 from dpo_ray.storage import Storage
 from serve.tokens import Tokens
@@ -77,6 +78,7 @@ def liked(run_dir: Path, version: int) -> float:
     return sum(counts) / len(counts)
 
 
+@pytest.mark.slow
 def test_people_steer_the_policy_where_the_judge_is_indifferent(
     head: Head, starter: Path, tmp_path: Path
 ) -> None:
