@@ -68,12 +68,17 @@ class Head:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """The cluster's processes whose title starts so."""
-        return [p for p in psutil.Process(self.pid).children(recursive=True) if _title(p).startswith(title)]
+        return processes_below(self.pid, title)
 
     def kill(self, title: str) -> None:
         """kill -9 the last one of them."""
         wait_for(lambda: self.processes(title), what=f"a process {title}")
         self.processes(title)[-1].send_signal(signal.SIGKILL)
+
+
+def processes_below(pid: int, title: str) -> list[psutil.Process]:
+    """Children of a process, and theirs, whose title starts so."""
+    return [p for p in psutil.Process(pid).children(recursive=True) if _title(p).startswith(title)]
 
 
 def _title(process: psutil.Process) -> str:

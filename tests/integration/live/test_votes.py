@@ -11,7 +11,7 @@ import pytest
 
 from dpo_ray.storage import Storage
 from serve.comparison_ids import ComparisonIds, run_secret
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import processes_below, wait_for
 from tests.integration.live.conftest import Service
 from tests.integration.live.test_replicas import held
 
@@ -124,7 +124,8 @@ def test_no_vote_is_lost_or_doubled_while_the_buffer_is_killed(
         worker.start()
     for _ in range(2):
         alive = len(answers)
-        buffer_process(live).kill()
+        wait_for(lambda: buffers(live), what="the buffer's process")
+        buffers(live)[-1].kill()
         wait_for(lambda alive=alive: len(answers) > min(alive + 4, 31), timeout_s=60, what="votes again")
     for worker in workers:
         worker.join()
@@ -134,7 +135,6 @@ def test_no_vote_is_lost_or_doubled_while_the_buffer_is_killed(
         assert 'dpo_ray_votes_total{choice="chosen",kind="record"' in user.get("/metrics").text
 
 
-def buffer_process(service: Service) -> psutil.Process:
-    processes = psutil.Process(service.pid).children(recursive=True)
-    (process,) = [p for p in processes if p.cmdline()[:1] == ["ray::PreferenceBuffer"]]
-    return process
+def buffers(service: Service) -> list[psutil.Process]:
+    """Its process; none for the moment in which it starts again."""
+    return processes_below(service.pid, "ray::PreferenceBuffer")
