@@ -17,10 +17,10 @@ from dpo_ray.judges.actor import JudgeActor
 from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
 from dpo_ray.sampler import RefusedError, Sampler
 from dpo_ray.storage import Storage
-from dpo_ray.stream import Stream, meeting_place
+from dpo_ray.stream import meeting_place
 from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
-from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
+from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, Stream, TokenSequence
 
 _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""

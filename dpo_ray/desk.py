@@ -4,8 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_ray.stream import Stream
-from dpo_ray.types import Pair, Prompt, TokenSequence
+from dpo_ray.types import Pair, Prompt, Stream, TokenSequence
 
 _POLL_S = 10.0
 """Idle workers hear from rank 0 at least this often, so that no collective times out."""

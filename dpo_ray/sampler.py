@@ -11,8 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.stream import Stream
-from dpo_ray.types import Completion, Prompt
+from dpo_ray.types import Completion, Prompt, Stream
 
 _CHUNKS_PER_REPLICA = 4
 _RETRY_S = 1.0

@@ -1,7 +1,6 @@
 """A version's files, sent at once to every node as one packed stream: NCCL between GPUs, gloo elsewhere."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,33 +10,12 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dpo_ray.registry import PolicyRegistry
+from dpo_ray.types import Stream
 
 _CHUNK = 256 << 20
 """Bytes of one message: a GPU holds that much, and not the whole version once more."""
 _ARRIVED, _ALL_ARRIVED = "arrived ", "all arrived"
 _TIMEOUT = timedelta(seconds=60)
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Where sender and receivers of a version meet; whoever is missing, nobody waits for over a minute."""
-
-    version: int
-    part: str
-    """The subfolder that is sent; empty: all of it."""
-    host: str
-    port: int
-    receivers: tuple[str, ...]
-    """By name, in the order of their ranks; the sender is rank 0."""
-    device: str
-    """`cuda` where all have a GPU of their own, else `cpu`."""
-
-    @property
-    def world_size(self) -> int:
-        return 1 + len(self.receivers)
-
-    def rank(self, receiver: str) -> int:
-        return 1 + self.receivers.index(receiver)
 
 
 def send(stream: Stream, registry: PolicyRegistry) -> None:

@@ -35,8 +35,8 @@ from dpo_ray.parallel import Peers
 from dpo_ray.registry import PolicyManifest, PolicyRegistry, SnapshotRef
 from dpo_ray.rounds import RoundPlan, RoundResult, train_round
 from dpo_ray.storage import Storage
-from dpo_ray.stream import Stream, send
-from dpo_ray.types import Completion, TokenSequence
+from dpo_ray.stream import send
+from dpo_ray.types import Completion, Stream, TokenSequence
 
 _CLOSE_S = 60
 """Workers that are still starting hear only then that they are not needed."""

@@ -1,4 +1,4 @@
-"""The frozen values that flow from prompt to pair."""
+"""The frozen values that flow from prompt to pair, and of a version on its way."""
 
 import hashlib
 import json
@@ -131,3 +131,25 @@ class Pair:
             *author,
         )
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Where sender and receivers of a version meet; whoever is missing, nobody waits for over a minute."""
+
+    version: int
+    part: str
+    """The subfolder that is sent; empty: all of it."""
+    host: str
+    port: int
+    receivers: tuple[str, ...]
+    """By name, in the order of their ranks; the sender is rank 0."""
+    device: str
+    """`cuda` where all have a GPU of their own, else `cpu`."""
+
+    @property
+    def world_size(self) -> int:
+        return 1 + len(self.receivers)
+
+    def rank(self, receiver: str) -> int:
+        return 1 + self.receivers.index(receiver)

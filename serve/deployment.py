@@ -22,7 +22,7 @@ from dpo_ray.config import SamplingConfig, ServingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
-from dpo_ray.stream import Stream
+from dpo_ray.types import Stream
 from serve.comparison_ids import run_secret
 from serve.guard import check_environment, check_exposure
 from serve.replica import Replicas, ReplicaState

@@ -7,7 +7,8 @@ import pytest
 
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.storage import Storage
-from dpo_ray.stream import Stream, meeting_place, receive, send
+from dpo_ray.stream import meeting_place, receive, send
+from dpo_ray.types import Stream
 
 HOST = "127.0.0.1"
 FILES = {"big.bin": bytes(range(256)) * 5000, "empty.txt": b"", "adapter/small.bin": b"weights"}
