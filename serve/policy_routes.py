@@ -91,7 +91,7 @@ class PolicyRoutes:
         status = PolicyStatus(
             version=await asyncio.to_thread(self._registry.live),
             manifest=self._engine.manifest,
-            replicas=await self._replicas.states(),
+            replicas=await self._replicas.states(fresh=True),
             candidate=await asyncio.to_thread(self._registry.candidate),
             events=(await asyncio.to_thread(self._registry.events))[-_EVENTS_SHOWN:],
             versions=await asyncio.to_thread(self._registry.versions),
