@@ -1,5 +1,6 @@
 """The parts of a job that run elsewhere, as plain calls: sample, judge, keep, train, promote."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from dpo_ray.buffer import PutReceipt, SnapshotManifest, snapshot_query
+from dpo_ray.buffer import PutReceipt, SnapshotManifest, TrialVotes, snapshot_query
 from dpo_ray.buffer_actor import buffer_actor
 from dpo_ray.config import IterativeDPOConfig
 from dpo_ray.desk import ScoreWithStart, SendVersion, TrainRound
@@ -22,6 +23,7 @@ from dpo_ray.terminal import Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, Stream, TokenSequence
 
+_VOTES_POLL_S = 1.0
 _RETRIED: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 """Ray brings the actor back and repeats the call: every call below may be repeated."""
 
@@ -103,6 +105,21 @@ class Cluster:
             self._registry.offer(version, share=self._config.gate.canary_share)
             with self._terminal.phase("push"):
                 self._sampler.converge()
+
+    def votes(self, version: int) -> TrialVotes:
+        """What people say of a version beside the live one; those that are wanted are waited for."""
+        gate, live = self._config.gate, self._live()
+        if live == version:
+            return TrialVotes()
+        deadline = time.monotonic() + gate.votes_wait_s
+        with self._terminal.phase("votes", f"version {version}: wait for people's votes") as on_progress:
+            while True:
+                votes: TrialVotes = _result(self._buffer.trial_votes.remote(version, live))
+                on_progress(votes.compared, gate.votes_wanted)
+                enough = votes.compared >= gate.votes_wanted or time.monotonic() > deadline
+                if enough or not self._is_on_offer(version):
+                    return votes
+                time.sleep(_VOTES_POLL_S)
 
     def promote(self, version: int) -> None:
         """Make a version live: every replica has proven it on return. RefusedError: one does not take it."""

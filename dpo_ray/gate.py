@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from dpo_ray.buffer import TrialVotes
 from dpo_ray.config import GateConfig
 from dpo_ray.evaluation import (
     Evaluation,
@@ -25,6 +26,11 @@ class Verdict:
 
     passed: bool
     reason: str = ""
+    votes: TrialVotes = field(default_factory=TrialVotes)
+    """What people said of it before."""
+
+
+NO_VOTES = TrialVotes()
 
 
 class GateError(RuntimeError):
@@ -43,9 +49,14 @@ def judge_candidate(candidate: PolicyManifest, config: GateConfig) -> Verdict:
 
 
 def judge_samples(
-    candidate: Evaluation, *, previous: Evaluation, start: Evaluation, config: GateConfig
+    candidate: Evaluation,
+    *,
+    previous: Evaluation,
+    start: Evaluation,
+    config: GateConfig,
+    votes: TrialVotes = NO_VOTES,
 ) -> Verdict:
-    """Compare what the candidate wrote for held-out prompts with the configured bounds.
+    """Compare what the candidate wrote for held-out prompts, and people's votes, with the configured bounds.
 
     `previous` is of the version that was live before.
     """
@@ -55,8 +66,9 @@ def judge_samples(
         *_gained_too_little(candidate, previous, config),
         *_grew(candidate, start, config),
         *_degenerated(candidate, start, config),
+        *_voted_down(votes, config),
     ]
-    return Verdict(not reasons, "; ".join(reasons))
+    return Verdict(not reasons, "; ".join(reasons), votes)
 
 
 def _drifted(candidate: Evaluation, config: GateConfig) -> Iterator[str]:
@@ -110,4 +122,15 @@ def _degenerated(candidate: Evaluation, start: Evaluation, config: GateConfig) -
         yield (
             f"{share:.0%} of completions are degenerate ({counts}), {share - at_start:.0%} more than the "
             f"start's, above {config.max_degenerate_rise:.0%}"
+        )
+
+
+def _voted_down(votes: TrialVotes, config: GateConfig) -> Iterator[str]:
+    if config.min_vote_share is None or not votes.compared:
+        return
+    share = (votes.wins + votes.ties / 2) / votes.compared
+    if (interval := wilson(share, votes.compared)).high < config.min_vote_share:
+        yield (
+            f"gets {share:.0%} of {votes.compared} people's votes against the live version "
+            f"(95 % interval {interval.low:.0%} to {interval.high:.0%}), below {config.min_vote_share:.0%}"
         )

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from dpo_ray.buffer import SnapshotManifest
+from dpo_ray.buffer import SnapshotManifest, TrialVotes
 from dpo_ray.evaluation import mean, mean_metrics
 from dpo_ray.pairing import PairYield
 from dpo_ray.storage import Storage
@@ -39,6 +39,12 @@ def pair_metrics(counts: PairYield, snapshot: SnapshotManifest) -> dict[str, flo
         "pairs/age_mean": snapshot.age_mean,
         **counts.metrics(),
     }
+
+
+def vote_metrics(votes: TrialVotes) -> dict[str, int]:
+    """What people said of a candidate beside the live version; nothing where nobody voted."""
+    compared = {"wins": votes.wins, "losses": votes.losses, "ties": votes.ties} if votes.compared else {}
+    return {f"votes/{name}": num for name, num in (compared | votes.thumbs).items()}
 
 
 def write_steps(storage: Storage, round_: int, history: Sequence[StepMetrics]) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from dpo_ray.buffer import SnapshotManifest, read_pair_ids
+from dpo_ray.buffer import SnapshotManifest, TrialVotes, read_pair_ids
 from dpo_ray.config import IterativeDPOConfig, JobConfig
 from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
 from dpo_ray.judges import check_judges
 from dpo_ray.learner import TrainingError
+from dpo_ray.metrics import vote_metrics
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.pairing import AnswerReader, MadePairs, PairYield, load_rule, make_pairs
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
@@ -98,10 +99,10 @@ class Run:
         assert live is not None, "open_run promotes version 0"
         return live
 
-    def verdict(self, version: int) -> Verdict:
+    def verdict(self, version: int, votes: TrialVotes) -> Verdict:
         """What the gate says of an evaluated version."""
         candidate, previous, start = self._evaluations(version)
-        return judge_samples(candidate, previous=previous, start=start, config=self.config.gate)
+        return judge_samples(candidate, previous=previous, start=start, config=self.config.gate, votes=votes)
 
     def end_trial(self) -> None:
         """Take back the candidate of an unfinished round: its trial starts over.
@@ -117,7 +118,7 @@ class Run:
 
     def finish(self, round_: int, metrics: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
         """Write the round's row: from here on, the round is done."""
-        gate = {"gate/passed": verdict.passed, "gate/reason": verdict.reason}
+        gate = {"gate/passed": verdict.passed, "gate/reason": verdict.reason, **vote_metrics(verdict.votes)}
         live = self.live()
         return self.folder.finish_round(round_, live, {**metrics, **self._evaluation_metrics(live), **gate})
 

@@ -55,7 +55,7 @@ def try_out(version: int, run: Run, cluster: Cluster) -> Verdict:
     try:
         cluster.show(version)
         cluster.evaluate(version, run.held_out)
-        verdict = run.verdict(version)
+        verdict = run.verdict(version, cluster.votes(version))
         if verdict.passed:
             cluster.promote(version)
         return verdict

@@ -49,6 +49,11 @@ _LOCAL = Caller(name="local", role="labeler")
 _ANYONE = Caller(name="anyone", role="user")
 
 
+def is_open(path: str) -> bool:
+    """Whether anybody may use it."""
+    return path in _ROUTES
+
+
 def weight_of(path: str) -> int:
     """How many requests for completions a request that was let in counts as."""
     return max(route.weight for route in _ROUTES[path])

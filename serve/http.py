@@ -27,6 +27,7 @@ from serve.forwarding import Forwarding, PeerDoor
 from serve.guard import Abilities, guarded
 from serve.metrics import CANARY_TOLERANCE, AllMetrics, CountedRequests, OwnMetrics
 from serve.models import SERVED_NAME
+from serve.openapi import close_unused
 from serve.page_routes import mount_page
 from serve.peers import Peers
 from serve.placement import PolicyView
@@ -63,6 +64,7 @@ async def build_http_app(
         config=settings.votes,
     ).mount(routes)
     mount_page(routes)
+    close_unused(routes)
     public = guarded(
         AllMetrics(placed, engine.describe, view, box, replicas, peers),
         settings.serving,

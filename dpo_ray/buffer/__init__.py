@@ -21,7 +21,7 @@ from dpo_ray.buffer.snapshots import (
     snapshot_query,
 )
 from dpo_ray.buffer.store import PreferenceBuffer, PutReceipt
-from dpo_ray.buffer.votes import Ballot, Tally, VoteReceipt, VoteState
+from dpo_ray.buffer.votes import Ballot, Tally, TrialVotes, VoteReceipt, VoteState
 
 __all__ = [
     "Ballot",
@@ -38,6 +38,7 @@ __all__ = [
     "SnapshotQuery",
     "StoreError",
     "Tally",
+    "TrialVotes",
     "UnknownError",
     "VoteReceipt",
     "VoteState",

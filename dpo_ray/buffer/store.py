@@ -22,9 +22,11 @@ from dpo_ray.buffer.snapshots import SnapshotManifest, declare_snapshot
 from dpo_ray.buffer.votes import (
     Ballot,
     Tally,
+    TrialVotes,
     VoteReceipt,
     forget_votes,
     tally,
+    trial_votes,
     undo_vote,
     vote_on_comparison,
     vote_on_completion,
@@ -123,6 +125,9 @@ class PreferenceBuffer:
 
     def tally(self, author: str | None = None) -> Tally:
         return self._open.run(lambda connection: tally(connection, author))
+
+    def trial_votes(self, candidate: int, live: int) -> TrialVotes:
+        return self._open.run(lambda connection: trial_votes(connection, candidate, live))
 
     def release(self, round_: int, config: VotesConfig) -> Released:
         """Make pairs of the votes that satisfy the rules; again for the same round changes nothing more."""

@@ -1,7 +1,7 @@
 """Votes of people: each is kept once, and can be undone until a round takes it."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import sqlalchemy as sa
@@ -93,6 +93,22 @@ class Tally:
     """Pairs that were released, by round."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrialVotes:
+    """What people say of a candidate beside the live version; votes that were undone do not count."""
+
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    """Comparisons of the two, both bad among them."""
+    thumbs: dict[str, int] = field(default_factory=dict)
+    """Single answers of each that were praised or blamed: `candidate_up`, `live_down` and so on."""
+
+    @property
+    def compared(self) -> int:
+        return self.wins + self.losses + self.ties
+
+
 def vote_on_comparison(
     connection: sa.Connection, ballot: Ballot, comparison_id: str, choice: Choice
 ) -> VoteReceipt:
@@ -143,6 +159,21 @@ def tally(connection: sa.Connection, author: str | None = None) -> Tally:
         if row.state == "released":
             rounds[row.round] = row.num
     return Tally(states["quarantined"], states["released"], states["refused"], rounds)
+
+
+def trial_votes(connection: sa.Connection, candidate: int, live: int) -> TrialVotes:
+    """Of all comparisons of these two versions, and of all thumbs on either."""
+    query = sa.select(VOTES.c.kind, VOTES.c.choice, VOTES.c.versions)
+    query = query.where(VOTES.c.kind.in_(("comparison", "thumb")), VOTES.c.state != "withdrawn")
+    names = {candidate: "candidate", live: "live"}
+    outcomes: Counter[str] = Counter()
+    for kind, choice, versions in connection.execute(query):
+        if kind == "thumb" and versions["completion"] in names:
+            outcomes[f"{names[versions['completion']]}_{choice}"] += 1
+        elif kind == "comparison" and set(versions.values()) == set(names):
+            outcomes[names[versions[choice]] if choice in versions else "tie"] += 1
+    compared = outcomes.pop("candidate", 0), outcomes.pop("live", 0), outcomes.pop("tie", 0)
+    return TrialVotes(*compared, thumbs=dict(outcomes))
 
 
 def forget_votes(connection: sa.Connection, author: str) -> None:

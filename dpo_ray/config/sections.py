@@ -81,6 +81,12 @@ class GateConfig(Section):
     """After a refusal: continue with the next round from the version live before, or stop the job."""
     canary_share: float = Field(default=0.0, ge=0, le=1)
     """Share of live traffic that a candidate answers before promotion, where there are several replicas."""
+    min_vote_share: float | None = Field(default=None, gt=0, le=1)
+    """Lowest share of people's votes against the live version, ties half; unset: no bound."""
+    votes_wanted: int = Field(default=0, ge=0)
+    """Votes on comparisons with the live version that a candidate waits for before it is judged."""
+    votes_wait_s: float = Field(default=600.0, ge=0)
+    """Longest time that it waits for them."""
 
 
 class ServingConfig(Section):

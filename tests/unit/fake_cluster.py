@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 from safetensors.torch import save_file
 
-from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, snapshot_query
+from dpo_ray.buffer import PreferenceBuffer, PutReceipt, SnapshotManifest, TrialVotes, snapshot_query
 from dpo_ray.cluster import Cluster
 from dpo_ray.config import IterativeDPOConfig
 from dpo_ray.desk import ScoreWithStart
@@ -188,6 +188,9 @@ class FakeCluster(Cluster):
     evaluate = with_points(Cluster.evaluate)
     promote = with_points(Cluster.promote)
     reject = with_points(Cluster.reject)
+
+    def votes(self, version: int) -> TrialVotes:
+        return self._buffer.trial_votes(version, self._live())
 
     @with_points
     def sample(self, prompts: Sequence[Prompt], *, round_: int) -> list[Completion]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpo_ray.buffer import TrialVotes
 from dpo_ray.config import GateConfig
 from dpo_ray.evaluation import EvaluatedCompletion, Evaluation, Flaw
 from dpo_ray.gate import Verdict, judge_candidate, judge_samples
@@ -161,3 +162,28 @@ def test_length_is_against_the_start_and_reward_against_the_version_before() -> 
     refused = judge_samples(candidate, previous=previous, start=start, config=config)
     assert len(refused.reason.split("; ")) == 2
     assert judge_samples(candidate, previous=start, start=previous, config=config) == Verdict(True)
+
+
+def voted(votes: TrialVotes, **bounds: float) -> Verdict:
+    config = GateConfig.model_validate(bounds)
+    return judge_samples(EVEN, previous=EVEN, start=EVEN, config=config, votes=votes)
+
+
+@pytest.mark.parametrize(("wins", "ties", "passed"), [(13, 0, False), (14, 0, True), (8, 12, True)])
+def test_people_may_prefer_the_live_version_as_far_as_chance(wins: int, ties: int, passed: bool) -> None:
+    # As of prompts: the interval of 14 of 40 reaches one half, that of 13 does not.
+    votes = TrialVotes(wins=wins, losses=40 - wins - ties, ties=ties)
+    judged = judge_samples(
+        EVEN, previous=EVEN, start=EVEN, config=GateConfig(min_vote_share=0.5), votes=votes
+    )
+    assert (judged.passed, judged.votes) == (passed, votes)
+
+
+def test_a_candidate_that_people_vote_down_is_told_so() -> None:
+    votes = TrialVotes(wins=2, losses=16, ties=2)
+    judged = judge_samples(
+        EVEN, previous=EVEN, start=EVEN, config=GateConfig(min_vote_share=0.5), votes=votes
+    )
+    expected = "gets 15% of 20 people's votes against the live version (95 % interval 5% to 36%), below 50%"
+    assert judged.reason == expected
+    assert voted(votes).passed

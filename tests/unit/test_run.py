@@ -17,7 +17,7 @@ from dpo_ray.config import (
     SamplingConfig,
 )
 from dpo_ray.evaluation import EvaluatedCompletion, write_evaluation
-from dpo_ray.gate import Verdict
+from dpo_ray.gate import NO_VOTES, Verdict
 from dpo_ray.metrics import write_steps
 from dpo_ray.models import load_model, load_tokenizer, make_canaries, make_scorer
 from dpo_ray.registry import PolicyManifest
@@ -117,9 +117,9 @@ def test_a_candidate_is_judged_against_its_parent_and_the_start(run: Run) -> Non
             for index, reward in enumerate(rewards)
         ]
         write_evaluation(run.storage, version, rows)
-    assert run.verdict(1) == Verdict(True)
-    assert not run.verdict(2).passed
-    assert "reward changed by -1.050 against the version before" in run.verdict(2).reason
+    assert run.verdict(1, NO_VOTES) == Verdict(True)
+    assert not run.verdict(2, NO_VOTES).passed
+    assert "reward changed by -1.050 against the version before" in run.verdict(2, NO_VOTES).reason
 
 
 def test_rounds_and_evaluation_share_no_prompt(run: Run) -> None:

@@ -156,3 +156,19 @@ def running(service: Service) -> float:
     with service.client() as client:
         lines = client.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+
+def test_the_document_has_the_open_routes_with_the_fields_that_are_taken(live: Service) -> None:
+    with live.client(admin=True) as client:
+        paths = client.get("/openapi.json").raise_for_status().json()["paths"]
+        closed = [
+            path
+            for path, methods in paths.items()
+            for method in methods
+            if client.request(method, path).status_code in (404, 405)
+        ]
+    assert {CHAT, COMPLETION, TOKENIZE, DETOKENIZE, "/v1/policy", "/v1/preferences"} <= paths.keys()
+    assert closed == []
+    chat = paths[CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat["additionalProperties"] is False
+    assert "tools" not in chat["properties"]
