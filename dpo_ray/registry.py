@@ -140,21 +140,23 @@ class PolicyRegistry:
 
     def promote(self, version: int, *, by: str = "job", reason: str = "") -> PolicyEvent:
         """Make a complete version live; promoting what is live adds no event."""
-        return self._move("promote", version, by=by, reason=reason)
+        with self._storage.locked(_LIVE):
+            return self._move("promote", version, by=by, reason=reason)
 
     def rollback(self, version: int | None = None, *, by: str, reason: str) -> PolicyEvent:
         """Make a version live again: `version`, or the one that the present one was promoted over.
 
         A second rollback goes one further back. ValueError: there is no such version.
         """
-        before, live = self._before(), self.live()
-        target = before[-1] if version is None and before else version
-        if target is None or target not in (*before, live):
-            raise ValueError(
-                f"{'no version' if version is None else f'version {version}'} was live before {live}, "
-                f"which came after {before or 'nothing'}: promote the version that you want"
-            )
-        return self._move("rollback", target, by=by, reason=reason)
+        with self._storage.locked(_LIVE):
+            before, live = self._before(), self.live()
+            target = before[-1] if version is None and before else version
+            if target is None or target not in (*before, live):
+                raise ValueError(
+                    f"{'no version' if version is None else f'version {version}'} was live before {live}, "
+                    f"which came after {before or 'nothing'}: promote the version that you want"
+                )
+            return self._move("rollback", target, by=by, reason=reason)
 
     def events(self) -> list[PolicyEvent]:
         """Every move of LIVE, the oldest first."""

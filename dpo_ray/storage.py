@@ -3,8 +3,11 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from pyarrow import fs
 
 from dpo_ray import node_files
@@ -51,6 +54,17 @@ class Storage:
         _make_durable(Path(aside))
         os.replace(aside, target)
         _make_durable(Path(target).parent)
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """One process at a time, where the root is a local folder: object stores have no locks."""
+        if self.local_root is None:
+            yield
+            return
+        file = self.local_root / f"{path}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file):
+            yield
 
     def write_text(self, path: str, text: str) -> None:
         self.write_bytes(path, text.encode())

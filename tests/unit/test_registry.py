@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,14 @@ def test_a_missing_file_is_noticed(registry: PolicyRegistry, storage: Storage, m
     storage.remove("policies/v00000/config.json")
     with pytest.raises(ValueError, match=r"config\.json is not the file that version 0 was published"):
         registry.fetch(0)
+
+
+def test_moves_at_the_same_time_lose_no_event_in_a_local_folder(tmp_path: Path, model: Path) -> None:
+    registries = [PolicyRegistry(Storage(str(tmp_path / "run"))) for _ in range(4)]
+    for version in range(4):
+        registries[0].publish(model, PolicyManifest(version=version))
+    with ThreadPoolExecutor(4) as people:
+        made = list(people.map(lambda n: registries[n % 4].promote(n % 4, by=f"{n}"), range(40)))
+    events = registries[0].events()
+    assert {event.by for event in made} <= {event.by for event in events}
+    assert [event.previous for event in events] == [None, *(event.version for event in events[:-1])]
