@@ -28,7 +28,7 @@ def publish_versions(run_dir: Path, num: int) -> Any:
 
     start = make_model(run_dir / "start", SIZES["16M"])
     registry = PolicyRegistry(Storage(str(run_dir / "run")))
-    sequences = [[5 + n * 7 + i * 13 for i in range(40)] for n in range(4)]
+    sequences = [[5 + n * 7 + i * 13 for i in range(40)] for n in range(2)]
     model = load_model(start)
     for version in range(num):
         folder = run_dir / f"model{version}"

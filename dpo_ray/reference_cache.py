@@ -7,7 +7,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from dpo_ray.storage import cache_folder, sha256_file
+from dpo_ray.node_files import sha256_once
+from dpo_ray.storage import cache_folder
 
 _LOGPS = sa.Table(
     "reference_logps",
@@ -67,4 +68,4 @@ class ReferenceCache:
 def fingerprint(folder: Path) -> str:
     """sha256 over the weights and the configuration of a Hugging Face folder."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(sha256_once(file) for file in files).encode()).hexdigest()

@@ -11,7 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dpo_ray import node_files
-from dpo_ray.storage import Storage, files_below, sha256_file
+from dpo_ray.node_files import note_sha256, sha256_file, sha256_once
+from dpo_ray.storage import Storage, files_below
 from dpo_ray.tensors import TensorSpec, read_tensors
 
 ADAPTER = "adapter"
@@ -136,6 +137,9 @@ class PolicyRegistry:
         )
         text = whole.model_dump_json(indent=2)
         self._storage.publish_folder(folder, _folder(manifest.version), marker=_MANIFEST, text=text)
+        if self._storage.local_root is not None:
+            for name, sha256 in whole.files.items():
+                note_sha256(self._storage.local_root / _folder(manifest.version) / name, sha256)
         return whole
 
     def promote(self, version: int, *, by: str = "job", reason: str = "") -> PolicyEvent:
@@ -225,7 +229,7 @@ class PolicyRegistry:
             path, content=content
         )
         for name, expected in names.items():
-            if not (folder / name).exists() or sha256_file(folder / name) != expected:
+            if not (folder / name).exists() or sha256_once(folder / name) != expected:
                 node_files.forget(self._storage.root, content)  # The next time from storage.
                 raise ValueError(f"{folder / name} is not the file that version {version} was published with")
         return folder

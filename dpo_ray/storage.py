@@ -1,6 +1,5 @@
 """Files of a run, below one root that is a local folder or a URL."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -127,11 +126,6 @@ _LOCAL = fs.LocalFileSystem()
 def cache_folder() -> Path:
     """Where this machine keeps what several runs use: $DPO_RAY_CACHE, or ~/.cache/dpo_ray."""
     return Path(os.environ.get("DPO_RAY_CACHE") or Path.home() / ".cache" / "dpo_ray")
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_below(folder: Path) -> list[str]:

@@ -23,8 +23,9 @@ async def largest_error(llm: VersionedLLM, canaries: Sequence[Canary], adapter: 
             _next_error(llm, canary, end, adapter) for canary in canaries for end in _ends(canary.token_ids)
         ]
     else:
-        cached = [_next_error(llm, canary, len(canary.token_ids) - 1, None) for canary in canaries[:1]]
-        asked = [*cached, *(_whole_error(llm, canary) for canary in canaries)]
+        # The first as requests are answered, with what the cache has of it; the others computed anew.
+        asked = [_next_error(llm, canary, len(canary.token_ids) - 1, None) for canary in canaries[:1]]
+        asked += [_whole_error(llm, canary) for canary in canaries[1:] or canaries]
     return max(await asyncio.gather(*asked), default=0.0)
 
 

@@ -148,7 +148,7 @@ class PolicyEngine:
             same_tensors(manifest.tensors, self.manifest.tensors)
         self.llm.proof.begin()  # New requests wait; those in flight are held by the pause, and go on.
         with phases("pause"):
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
+            await self.llm.hold()
         with phases("load"):
             if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
                 raise StaleWeightsError(

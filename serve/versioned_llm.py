@@ -78,6 +78,15 @@ class VersionedLLM(AsyncLLM):
             await self.proof.wait()  # Tokens after a swap wait for its proof, or are never seen.
             yield output
 
+    async def hold(self) -> None:
+        """Hold requests in flight where they are, and forget all keys and values of theirs.
+
+        AsyncLLM.pause_generation sleeps for 20 ms more, so that callers see earlier outputs first: here,
+        every output names its version, and waits for its proof.
+        """
+        await self.renderer.clear_mm_cache_async()
+        await self.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+
     async def adapted(
         self, adapter: Adapter, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:

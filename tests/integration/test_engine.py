@@ -212,13 +212,12 @@ def test_a_stale_cache_is_caught(
     engine: "PolicyEngine", versions: Versions, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = versions.publish(versions.model(seed=1))
-    pause = engine.llm.pause_generation
 
-    async def keeps_cache(**options: Any) -> None:
-        await pause(**{**options, "clear_cache": False})
+    async def keeps_cache() -> None:
+        await engine.llm.pause_generation(mode="keep", clear_cache=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.llm, "pause_generation", keeps_cache)
+        patch.setattr(engine.llm, "hold", keeps_cache)
         assert "nats from the learner's" in refused(engine, versions, run, version)
 
 

@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from dpo_ray.node_files import sha256_file
 from dpo_ray.registry import Canary, Candidate, PolicyManifest, PolicyRegistry, SnapshotRef
-from dpo_ray.storage import Storage, sha256_file
+from dpo_ray.storage import Storage
 from dpo_ray.tensors import read_tensors
 
 WEIGHTS = {"weights": torch.arange(64, dtype=torch.float32)}

@@ -21,7 +21,8 @@ from dpo_ray.buffer import (
     snapshot_query,
 )
 from dpo_ray.config import BufferConfig
-from dpo_ray.storage import Storage, sha256_file
+from dpo_ray.node_files import sha256_file
+from dpo_ray.storage import Storage
 from dpo_ray.types import Message, Pair
 
 COLUMNS = [

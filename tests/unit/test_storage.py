@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from dpo_ray.storage import Storage, sha256_file
+from dpo_ray.storage import Storage
 
 
 @pytest.fixture(params=["path", "file url", "remote"])
@@ -140,8 +140,3 @@ def test_remote_the_marker_is_the_given_text_alone(source: Path, monkeypatch: py
     storage.publish_folder(source, "policies/v00001", marker="manifest.json", text="whole")
     assert copied == ["a.bin", "z.bin"]  # And not the file of that name in the source.
     assert storage.read_text("policies/v00001/manifest.json") == "whole"
-
-
-def test_sha256_by_hand(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")  # The example of FIPS 180-2.
-    assert sha256_file(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
