@@ -22,6 +22,8 @@ from serve.settings import ReplicaSettings
 
 def main(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
+    from ray import serve
+
     from dpo_ray.machines import connect
     from dpo_ray.registry import PolicyRegistry
     from dpo_ray.storage import Storage
@@ -37,18 +39,27 @@ def main(config: ServeConfig) -> None:
         check_environment(os.environ)
         check_exposure(config.run_dir, config.serving)
         connect()
-        wait_until_serving(deploy(config.run_dir, settings))
+        name = deploy(config.run_dir, settings)
+        wait_until_serving(name)
     except ValueError as error:
         exit_with(str(error))
     print(
         f"policy version {live} of {storage.root} answers on {http_address()}/v1 (Ctrl-C stops it)",
         flush=True,
     )
+    _wait_for_a_signal()
+    print("requests under way are finished (Ctrl-C again ends them)", flush=True)
+    serve.delete(name)
+
+
+def _wait_for_a_signal() -> None:
+    """Return at the first SIGINT or SIGTERM; a second one does what it always does."""
     stopped = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stopped.set())
+    before = {name: signal.signal(name, lambda *_: stopped.set()) for name in (signal.SIGINT, signal.SIGTERM)}
     while not stopped.wait(0.5):  # A signal that another thread got does not end a longer wait.
         pass
+    for name, handler in before.items():
+        signal.signal(name, handler)
 
 
 def _settings(run: dict[str, Any], serving: ServingConfig) -> ReplicaSettings:

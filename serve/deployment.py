@@ -12,19 +12,19 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-import uvicorn
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from dpo_ray.buffer_actor import end_other_buffers
-from dpo_ray.config import SamplingConfig, ServingConfig
+from dpo_ray.config import SamplingConfig
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.sampler import Answer
 from dpo_ray.storage import Storage
 from dpo_ray.types import Stream
 from serve.comparison_ids import run_secret
 from serve.guard import check_environment, check_exposure
+from serve.listener import Listener
 from serve.replica import Replicas, ReplicaState
 from serve.settings import ReplicaSettings
 
@@ -70,6 +70,7 @@ class PolicyServer:
         self._engine.replica = serve.get_replica_context().replica_tag
         self._engine.node = ray.get_runtime_context().get_node_id()
         self._has_peers = (sampling.max_replicas or sampling.replicas) > 1
+        self._listener = Listener()
         self._watch = asyncio.create_task(self._end_with_engine())
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -79,8 +80,15 @@ class PolicyServer:
         replicas = Replicas(serve.get_deployment_handle(context.deployment, context.app_name))
         app = await build_http_app(self._engine, self._storage, replicas, self._settings, self._secret)
         if self._has_peers:
-            self._engine.address = await self._listen(app)
+            self._engine.address = await self._listener.listen(app, ray.util.get_node_ip_address())
+        serving = self._settings.serving
+        if serving.replica_port is not None:
+            await self._listener.listen(app, serving.host, serving.replica_port, shared=True)
         return app
+
+    async def __del__(self) -> None:
+        """Serve calls and awaits this when it ends the replica, and has let its own requests finish."""
+        await self._listener.close()
 
     async def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: dict[str, Any]
@@ -124,18 +132,6 @@ class PolicyServer:
         """Catch up on a push that was missed. Serve replaces a replica that raises here for long."""
         await self._engine.converge()
 
-    async def _listen(self, app: Any) -> str:
-        """Answer other replicas on a port of this replica's own: its address."""
-        config = uvicorn.Config(
-            app, host=ray.util.get_node_ip_address(), port=0, log_level="warning", lifespan="off"
-        )
-        listener = uvicorn.Server(config)
-        self._listening = asyncio.create_task(listener.serve())
-        while not listener.started:
-            await asyncio.sleep(0.01)
-        host, port = listener.servers[0].sockets[0].getsockname()[:2]
-        return f"http://{host}:{port}"
-
     async def _end_with_engine(self) -> None:
         # A replica with a dead engine would go on drawing requests, and fail them fast.
         while not self._engine.llm.errored:
@@ -171,7 +167,7 @@ def deploy(run_dir: str, settings: ReplicaSettings) -> str:
     check_exposure(run_dir, serving)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Of this process: replicas have their own logs.
     if not _serve_runs():
-        _check_port(serving)
+        _check_port(serving.host, serving.port, "port")
     serve.start(http_options={"host": serving.host, "port": serving.port})
     identity = f"{storage.root} {settings.identity}"
     name = f"{_APP_PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
@@ -181,6 +177,8 @@ def deploy(run_dir: str, settings: ReplicaSettings) -> str:
     for other in applications:
         if other.startswith(_APP_PREFIX):
             serve.delete(other)
+    if serving.replica_port is not None:
+        _check_port(serving.host, serving.replica_port, "replica_port")
     end_other_buffers(storage)
     run_secret(storage)  # Made by one, before several replicas look for it.
     target = serve.RunTarget(_application(storage, settings), name=name, logging_config=_LOGGING)
@@ -243,13 +241,13 @@ def _serve_runs() -> bool:
     return True
 
 
-def _check_port(serving: ServingConfig) -> None:
+def _check_port(host: str, port: int, name: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((serving.host, serving.port))
+            probe.bind((host, port))
         except OSError as error:
             raise ValueError(
-                f"cannot listen on {serving.host}:{serving.port} ({error.strerror}): "
-                "stop what uses it, or set --serving.port to a free one"
+                f"cannot listen on {host}:{port} ({error.strerror}): "
+                f"stop what uses it, or set --serving.{name} to a free one"
             ) from None

@@ -1,5 +1,6 @@
 """Which routes there are, and who may use which of them, how often."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -49,9 +50,9 @@ _LOCAL = Caller(name="local", role="labeler")
 _ANYONE = Caller(name="anyone", role="user")
 
 
-def is_open(path: str) -> bool:
-    """Whether anybody may use it."""
-    return path in _ROUTES
+def is_open(path: str, methods: Collection[str]) -> bool:
+    """Whether anybody may use a path with one of these methods."""
+    return any(route.method in methods for route in _ROUTES.get(path, ()))
 
 
 def weight_of(path: str) -> int:

@@ -11,7 +11,7 @@ from serve.requests import REQUESTS
 
 def close_unused(app: FastAPI) -> None:
     """Take out what no request reaches, and document vLLM's routes with the fields that the guard passes."""
-    app.router.routes[:] = [route for route in app.router.routes if is_open(getattr(route, "path", ""))]
+    app.router.routes[:] = [route for route in app.router.routes if _is_open(route)]
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -21,3 +21,7 @@ def close_unused(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _is_open(route: Any) -> bool:
+    return is_open(getattr(route, "path", ""), getattr(route, "methods", None) or ())

@@ -96,6 +96,8 @@ class ServingConfig(Section):
     """Address to listen on; one that other machines reach needs tokens (`python -m serve.tokens`)."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
+    replica_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port at which replicas answer by themselves, on their nodes; unset: through Serve's proxy alone."""
     max_concurrent_requests: int = Field(default=256, ge=1)
     """Requests that each replica works on at the same time, streams until their last byte."""
     max_queued_requests: int = Field(default=1024, ge=0)

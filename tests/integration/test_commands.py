@@ -6,10 +6,13 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from transformers import AutoModelForCausalLM
@@ -101,9 +104,22 @@ def test_served_policy_answers_as_the_readme_says(demo: tuple[Path, str]) -> Non
             run(ask.replace(":8000", f":{port}").replace("client.py", f"client.py --base_url {base(port)}"))
             for ask in asks
         )
+        last = ask_at_length(port)
     assert f"x-policy-version: {live}" in chat.lower()
     assert json.loads(policy)["version"] == int(live)
     assert f"version {live}" in client
+    assert len(last.result().json()["choices"]) == 64
+
+
+def ask_at_length(port: int) -> "Future[httpx.Response]":
+    """A request that is under way on return."""
+    body = {"model": "policy", "prompt": "the film", "n": 64, "max_tokens": 40, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(httpx.post, f"{base(port)}/completions", json=body, timeout=60)
+        time.sleep(0.1)
+        assert not answer.done()
+        asking.shutdown(wait=False)
+    return answer
 
 
 def base(port: int) -> str:

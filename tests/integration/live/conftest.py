@@ -33,6 +33,8 @@ class Service:
 
     run_dir: Path
     port: int
+    replica_port: int
+    """Where replicas answer without Ray Serve's proxy."""
     admin: str
     user: str
     labelers: tuple[str, str]
@@ -75,7 +77,7 @@ def publish_versions(starter: Path, folder: Path, run_dir: Path) -> None:
 
 @pytest.fixture(scope="package")
 def service(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    run_dir, port = tmp_path_factory.mktemp("live") / "run", free_port()
+    run_dir, port, replica_port = tmp_path_factory.mktemp("live") / "run", free_port(), free_port()
     publish_versions(starter, tmp_path_factory.mktemp("models"), run_dir)
     sampling = {"replicas": 2, "cpus_per_replica": 0.5}
     (run_dir / "config.yaml").write_text(yaml.safe_dump({"sampling": sampling}))
@@ -85,11 +87,12 @@ def service(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
     log = run_dir / "serve.log"
     with log.open("w") as file:
-        command = [sys.executable, "-m", "serve", f"--run_dir={run_dir}", f"--serving.port={port}"]
+        ports = [f"--serving.port={port}", f"--serving.replica_port={replica_port}"]
+        command = [sys.executable, "-m", "serve", f"--run_dir={run_dir}", *ports]
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
     wait_for(lambda: "answers on" in log.read_text() or process.poll() is not None, what="python -m serve")
     assert process.poll() is None, log.read_text()[-6000:]
-    service = Service(run_dir, port, admin, user, labelers, process.pid)
+    service = Service(run_dir, port, replica_port, admin, user, labelers, process.pid)
     wait_for(lambda: len(service.policy()["replicas"]) == 2, what="two replicas")
     yield service
     process.send_signal(signal.SIGINT)

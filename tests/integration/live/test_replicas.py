@@ -69,6 +69,16 @@ def test_requests_of_all_clients_survive_pushes(live: Service) -> None:
     assert {version for seen in answers for version in seen} == {0, 1, 2}
 
 
+def test_both_replicas_listen_on_the_port_of_their_own(live: Service) -> None:
+    there = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == live.replica_port]
+    owners = {c.pid for c in there if c.status == psutil.CONN_LISTEN}
+    assert len(owners) == 2
+    for _ in range(10):  # A connection each: the kernel gives it to either.
+        with live.client() as client:
+            answer = client.post(f"http://127.0.0.1:{live.replica_port}/v1/completions", json=BODY)
+        assert (answer.status_code, answer.headers["x-policy-version"]) == (200, "0"), answer.text
+
+
 def parsed(answer: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in answer.iter_lines():
         if line.startswith("data: {"):
