@@ -1,6 +1,6 @@
 """The live policy, measured: requests against vLLM's own server, pushes by phase, a long time under load.
 
-`python benchmarks/serving.py [requests] [push] [messages] [load]` prints a Markdown table for each.
+`python benchmarks/serving.py [requests] [push] [messages] [load] [load-16M]` prints a table for each.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving_load import CLIENTS, load_rows
 from serving_push import messages_rows, push_rows
 from serving_setup import (
-    PEER_PORT,
     PORT,
+    REPLICA_PORT,
     TURNS,
+    VLLM_PORT,
     Rows,
     body_of,
     publish_versions,
@@ -36,25 +38,30 @@ async def requests_rows(run_dir: Path) -> Rows:
     """Requests per second of CLIENTS clients, and the time to the first token of one, by turns."""
     registry = publish_versions(run_dir, 1)
     await asyncio.to_thread(serve_policy, run_dir, replicas=1)
-    rates: dict[int, list[float]] = {PORT: [], PEER_PORT: []}
-    firsts: dict[int, list[float]] = {PORT: [], PEER_PORT: []}
+    ports = {"replica": REPLICA_PORT, "proxy": PORT, "vLLM": VLLM_PORT}
+    rates: dict[str, list[float]] = {name: [] for name in ports}
+    firsts: dict[str, list[float]] = {name: [] for name in ports}
     async with vllm_server(registry.fetch(0)):
         for turn in range(TURNS + 1):
-            for port in (PORT, PEER_PORT):
+            for name, port in ports.items():
                 rate, first = await _requests_per_second(port), await _first_token_ms(port)
                 if turn:  # The first one warms up.
-                    rates[port].append(rate)
-                    firsts[port].append(first)
-    ratios = [a / b for a, b in zip(rates[PORT], rates[PEER_PORT], strict=True)]
-    waits = [a / b for a, b in zip(firsts[PORT], firsts[PEER_PORT], strict=True)]
+                    rates[name].append(rate)
+                    firsts[name].append(first)
     return [
-        ("requests/s, ours", f"{statistics.median(rates[PORT]):.1f}"),
-        ("requests/s, vLLM's server", f"{statistics.median(rates[PEER_PORT]):.1f}"),
-        ("ratio, median (range)", spread(ratios)),
-        ("time to first token, ours, ms", f"{statistics.median(firsts[PORT]):.1f}"),
-        ("time to first token, vLLM's server, ms", f"{statistics.median(firsts[PEER_PORT]):.1f}"),
-        ("ratio, median (range)", spread(waits)),
+        *_side_by_side("requests/s", rates),
+        *_side_by_side("time to first token, ms", firsts),
     ]
+
+
+def _side_by_side(what: str, measured: dict[str, list[float]]) -> Rows:
+    titles = {"replica": "ours, at the replica's port", "proxy": "ours, through Serve's proxy"}
+    rows = [(f"{what}, vLLM's server", f"{statistics.median(measured['vLLM']):.1f}")]
+    for name, title in titles.items():
+        ratios = [ours / theirs for ours, theirs in zip(measured[name], measured["vLLM"], strict=True)]
+        median = statistics.median(measured[name])
+        rows.append((f"{what}, {title}", f"{median:.1f}; ratio {spread(ratios)}"))
+    return rows
 
 
 async def _requests_per_second(port: int, *, num: int = 96) -> float:
@@ -94,7 +101,8 @@ MEASURED: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "requests": ("16M parameters, 1 replica", requests_rows),
     "push": ("16M parameters, 2 replicas", push_rows),
     "messages": ("64 MB to 2 processes", messages_rows),
-    "load": (f"16M parameters, {CLIENTS} clients for 3 minutes", load_rows),
+    "load": (f"5M parameters, {CLIENTS} clients for 3 minutes", partial(load_rows, size="5M")),
+    "load-16M": (f"16M parameters, {CLIENTS} clients for 3 minutes", partial(load_rows, size="16M")),
 }
 
 

@@ -29,9 +29,9 @@ class Load:
     """Longest time between two chunks of each stream."""
 
 
-async def load_rows(run_dir: Path, *, seconds: float = 180.0) -> Rows:
+async def load_rows(run_dir: Path, *, size: str, seconds: float = 180.0) -> Rows:
     """CLIENTS clients, half of them streaming, while versions change PUSHES times."""
-    registry = publish_versions(run_dir, 2)
+    registry = publish_versions(run_dir, 2, size=size)
     handle = await asyncio.to_thread(serve_policy, run_dir, replicas=1)
     load, deadline = Load(), time.monotonic() + seconds
     clients = [asyncio.create_task(_client(load, number, deadline)) for number in range(CLIENTS)]

@@ -14,21 +14,21 @@ import httpx
 import torch
 from learner_setup import SIZES, make_model
 
-PORT, PEER_PORT = 8124, 8125
+PORT, REPLICA_PORT, VLLM_PORT = 8124, 8126, 8125
 TURNS = 7
 Rows = list[tuple[str, str]]
 
 
-def publish_versions(run_dir: Path, num: int) -> Any:
-    """Versions of a 16M-parameter model with other weights each; version 0 is live."""
+def publish_versions(run_dir: Path, num: int, *, size: str = "16M") -> Any:
+    """Versions of a model with other weights each; version 0 is live."""
     from dpo_ray.logprobs import CompletionScorer
     from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
     from dpo_ray.registry import PolicyManifest, PolicyRegistry
     from dpo_ray.storage import Storage
 
-    start = make_model(run_dir / "start", SIZES["16M"])
+    start = make_model(run_dir / "start", SIZES[size])
     registry = PolicyRegistry(Storage(str(run_dir / "run")))
-    sequences = [[5 + n * 7 + i * 13 for i in range(40)] for n in range(2)]
+    sequences = [[5 + n * 7 + i * 13 for i in range(34)] for n in range(2)]
     model = load_model(start)
     for version in range(num):
         folder = run_dir / f"model{version}"
@@ -43,7 +43,7 @@ def publish_versions(run_dir: Path, num: int) -> Any:
 
 
 def serve_policy(run_dir: Path, *, replicas: int) -> Any:
-    """The handle of our deployment, which answers on PORT."""
+    """The handle of our deployment, which answers on PORT and REPLICA_PORT."""
     from ray import serve
 
     from dpo_ray.config import SamplingConfig, ServingConfig
@@ -53,7 +53,7 @@ def serve_policy(run_dir: Path, *, replicas: int) -> Any:
 
     connect()
     sampling = SamplingConfig(replicas=replicas, cpus_per_replica=0.5, cpu_kv_cache_mib=256)
-    serving = ServingConfig(port=PORT, requests_per_minute=10**6)
+    serving = ServingConfig(port=PORT, replica_port=REPLICA_PORT, requests_per_minute=10**6)
     name = deploy(str(run_dir / "run"), ReplicaSettings(sampling, serving))
     wait_until_serving(name)
     return serve.get_app_handle(name)
@@ -61,10 +61,10 @@ def serve_policy(run_dir: Path, *, replicas: int) -> Any:
 
 @asynccontextmanager
 async def vllm_server(folder: Path) -> AsyncIterator[None]:
-    """vLLM's own server on PEER_PORT, with the settings that our engine has."""
+    """vLLM's own server on VLLM_PORT, with the settings that our engine has."""
     from serve.deployment import CPU_ENV
 
-    options = ["--model", str(folder), "--served-model-name", "policy", "--port", str(PEER_PORT)]
+    options = ["--model", str(folder), "--served-model-name", "policy", "--port", str(VLLM_PORT)]
     options += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "256"]
     options += ["--kv-cache-memory-bytes", str(256 << 20), "--no-enable-chunked-prefill"]
     options += ["--distributed-executor-backend", "uni", "--uvicorn-log-level", "warning"]
@@ -76,7 +76,7 @@ async def vllm_server(folder: Path) -> AsyncIterator[None]:
             while True:
                 assert process.poll() is None, (folder.parent / "vllm.log").read_text()[-3000:]
                 try:
-                    if (await client.get(f"http://127.0.0.1:{PEER_PORT}/health")).is_success:
+                    if (await client.get(f"http://127.0.0.1:{VLLM_PORT}/health")).is_success:
                         break
                 except httpx.HTTPError:
                     await asyncio.sleep(0.5)
@@ -90,5 +90,5 @@ def spread(values: Sequence[float]) -> str:
 
 
 def body_of(number: int, **fields: Any) -> dict[str, Any]:
-    prompt = [3 + (number * 31 + i * 17) % 8000 for i in range(32)]
+    prompt = [3 + (number * 31 + i * 17) % 4000 for i in range(32)]
     return {"model": "policy", "prompt": prompt, "max_tokens": 32, "ignore_eos": True, **fields}

@@ -24,7 +24,8 @@ from dpo_ray.storage import Storage
 from dpo_ray.terminal import Terminal
 from dpo_ray.types import Prompt, ScoredCompletion
 
-_CANARY_TOKENS = 40
+_CANARY_TOKENS = 34
+"""A block of the prefix cache, and some more: what is scored after it shows whether the cache was emptied."""
 _SCORED = TypeAdapter(ScoredCompletion)
 
 
