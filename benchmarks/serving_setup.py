@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -70,7 +71,8 @@ async def vllm_server(folder: Path) -> AsyncIterator[None]:
     options += ["--distributed-executor-backend", "uni", "--uvicorn-log-level", "warning"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
     log = open(folder.parent / "vllm.log", "w")  # noqa: SIM115
-    process = subprocess.Popen(command, env={**os.environ, **CPU_ENV}, stdout=log, stderr=log)
+    environment = {**os.environ, **CPU_ENV}
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         async with httpx.AsyncClient() as client:
             while True:
@@ -82,7 +84,7 @@ async def vllm_server(folder: Path) -> AsyncIterator[None]:
                     await asyncio.sleep(0.5)
         yield
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # Its engine too, which would stay.
 
 
 def spread(values: Sequence[float]) -> str:
