@@ -1,7 +1,7 @@
 """May this candidate go live?"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dpo_ray.config import GateConfig
@@ -17,6 +17,7 @@ from dpo_ray.evaluation import (
     win_rate,
 )
 from dpo_ray.registry import PolicyManifest
+from dpo_ray.run_warnings import RunWarning, reasons_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,12 @@ def judge_samples(
         *_degenerated(candidate, start, config),
     ]
     return Verdict(not reasons, "; ".join(reasons))
+
+
+def judge_warnings(warnings: Sequence[RunWarning]) -> Verdict:
+    """Whether a candidate may stay, after what its round gave cause for."""
+    reasons = reasons_to("roll_back", warnings)
+    return Verdict(not reasons, reasons)
 
 
 def _drifted(candidate: Evaluation, config: GateConfig) -> Iterator[str]:
