@@ -77,7 +77,9 @@ def test_messages_have_the_number_the_bound_and_what_to_change() -> None:
 
 def test_what_was_not_measured_gives_no_cause() -> None:
     assert names({}) == []
-    unmeasured: dict[str, Any] = dict.fromkeys(("kl/start", "eval/length_mean", "yield/identical", "eval/rewards/margins"))
+    unmeasured: dict[str, Any] = dict.fromkeys(
+        ("kl/start", "eval/length_mean", "yield/identical", "eval/rewards/margins")
+    )
     assert names(unmeasured, {"rewards/margins": None}, start={"eval/length_mean": None}) == []
 
 
