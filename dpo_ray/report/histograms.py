@@ -13,29 +13,37 @@ def histogram(values: Sequence[float], first: Sequence[float], *, label: str) ->
     """Shares of the values as bars, and as an outline those of the run's first round; empty of nothing."""
     if not values:
         return Markup("")
-    low, high = min([*values, *first]), max([*values, *first])
-    edges = bin_edges(low, high, whole=all(value == int(value) for value in (*values, *first)))
+    every = (*values, *first)
+    edges = bin_edges(min(every), max(every), whole=all(value == int(value) for value in every))
     shares, outline = bin_shares(values, edges), bin_shares(first, edges)
-    scale = (_FLOOR - _TOP) / (max([*shares, *outline]) or 1)
-    width = _WIDTH / len(shares)
-    bars = "".join(
-        f'<rect x="{place * width + 1:.1f}" y="{_FLOOR - share * scale:.1f}" width="{width - 2:.1f}" '
-        f'height="{share * scale:.1f}" fill="#0072B2"/>'
-        for place, share in enumerate(shares)
-    )
-    steps = "".join(
-        f"L{place * width:.1f} {_FLOOR - share * scale:.1f}H{(place + 1) * width:.1f}"
-        for place, share in enumerate(outline)
-    )
-    line = f'<path d="M0 {_FLOOR}{steps}V{_FLOOR}" fill="none" stroke="#D55E00" stroke-width="2" '
+    scale = (_FLOOR - _TOP) / max(*shares, *outline)
+    bars, line = _bars([scale * share for share in shares]), _outline([scale * share for share in outline])
     return Markup(
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{bars}'
-        f'{line if any(outline) else "<path "}stroke-dasharray="5 3"/>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{bars}{line}'
         f'<path d="M0 {_FLOOR}H{_WIDTH}" stroke="#9ca3af"/><g font-size="12" fill="#4b5563">'
         f'<text x="0" y="128">{edges[0]:g}</text>'
         f'<text x="{_WIDTH}" y="128" text-anchor="end">{edges[-1]:g}</text>'
         f'<text x="{_WIDTH / 2}" y="144" text-anchor="middle">{escape(label)}</text></g></svg>'
     )
+
+
+def _bars(heights: Sequence[float]) -> str:
+    width = _WIDTH / len(heights)
+    return "".join(
+        f'<rect x="{place * width + 1:.1f}" y="{_FLOOR - height:.1f}" width="{width - 2:.1f}" '
+        f'height="{height:.1f}" fill="#0072B2"/>'
+        for place, height in enumerate(heights)
+        if height
+    )
+
+
+def _outline(heights: Sequence[float]) -> str:
+    width = _WIDTH / len(heights)
+    steps = "".join(
+        f"V{_FLOOR - height:.1f}H{(place + 1) * width:.1f}" for place, height in enumerate(heights)
+    )
+    look = 'fill="none" stroke="#D55E00" stroke-width="2" stroke-dasharray="5 3"'
+    return f'<path d="M0 {_FLOOR}{steps}V{_FLOOR}" {look}/>'
 
 
 def bin_edges(low: float, high: float, *, whole: bool) -> list[float]:

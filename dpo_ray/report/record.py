@@ -9,6 +9,7 @@ import yaml
 
 from dpo_ray.config import WarningsConfig
 from dpo_ray.metrics import number
+from dpo_ray.run_folder import PAUSED
 from dpo_ray.run_warnings import RunWarning, round_warnings
 from dpo_ray.storage import Storage
 
@@ -35,6 +36,8 @@ class RunRecord:
     live: int | None
     moves: tuple[Row, ...] = ()
     """Moves of LIVE: promotions and rollbacks."""
+    paused: str = ""
+    """Why no round begins, where the run waits for a person."""
 
     def round_of(self, version: int) -> Row:
         """The row of the round that made `version`; empty where there is none."""
@@ -95,6 +98,7 @@ def read_run(storage: Storage) -> RunRecord:
         snapshots=_manifests(storage, "rounds", ""),
         live=int(live) if live else None,
         moves=tuple(_json_lines(_read_if_there(storage, "policies/events.jsonl"))),
+        paused=_read_if_there(storage, PAUSED).strip(),
     )
 
 
