@@ -37,7 +37,7 @@ class RoundPage:
     stages: list[Stage]
     what_became: str
     """Of the completions, as a sentence."""
-    agreement: dict[str, float]
+    agreement: dict[str, str]
     """What was measured of the judges, by what it means."""
     histograms: list[Markup]
     examples: list[Example]
@@ -87,18 +87,22 @@ def _stages(counts: PairYield) -> list[Stage]:
     ]
 
 
-def _agreement(row: Row, steps: list[Row]) -> dict[str, float]:
-    late = [
-        value
-        for step in steps[len(steps) // 2 :]
-        if (value := number(step, "rewards/accuracies")) is not None
-    ]
-    measured = {
-        "standard deviation of the judges' rewards for one completion": number(row, "judge/disagreement"),
-        "comparisons that turn when the two answers change places, as a share": number(row, "judge/flips"),
-        "comparisons that the first answer wins, as a share": number(row, "judge/first_wins"),
-        "completions that no judge could rate": number(row, "samples/unjudged"),
-        "pairs that the trained policy orders as the judge does, as a share": fmean(late) if late else None,
-        "held-out pairs that it orders as the judge does, as a share": number(row, "eval/rewards/accuracies"),
+def _agreement(row: Row, steps: list[Row]) -> dict[str, str]:
+    half = steps[len(steps) // 2 :]
+    late = [value for step in half if (value := number(step, "rewards/accuracies")) is not None]
+    said = {
+        "standard deviation of the judges' rewards for one completion": _said(
+            row, "judge/disagreement", ".3f"
+        ),
+        "comparisons that turn when the two answers change places": _said(row, "judge/flips", ".0%"),
+        "comparisons that the first answer wins": _said(row, "judge/first_wins", ".0%"),
+        "completions that no judge could rate": _said(row, "samples/unjudged", ".0f"),
+        "pairs that the trained policy orders as the judge does": f"{fmean(late):.0%}" if late else "",
+        "held-out pairs that it orders as the judge does": _said(row, "eval/rewards/accuracies", ".0%"),
     }
-    return {meaning: value for meaning, value in measured.items() if value is not None}
+    return {meaning: value for meaning, value in said.items() if value}
+
+
+def _said(row: Row, key: str, form: str) -> str:
+    value = number(row, key)
+    return "" if value is None else format(value, form)
