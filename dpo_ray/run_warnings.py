@@ -81,7 +81,7 @@ def saturation(reached: Row, max_margin: float | None) -> str | None:
     weight = math.exp(-margin) / (1 + math.exp(-margin))
     return (
         f"rewards/margins is {margin:.1f}, above {max_margin:g}: the sigmoid loss gives such a pair a weight "
-        f"of {100 * weight:.2g} %, so these pairs teach nothing more. End the run here, or "
+        f"of {100 * weight:.2g}%, so these pairs teach nothing more. End the run here, or "
         "train on newer pairs (buffer.max_age) in fewer training.epochs"
     )
 

@@ -56,11 +56,18 @@ def run_names(run_dirs: Sequence[str]) -> list[str]:
 
 
 def differing_settings(runs: Named) -> dict[str, list[str]]:
-    """By dotted name, the value in each run; those that all have in common are left out."""
+    """By dotted name, the value in each run, empty where it has none.
+
+    Those on which all agree that have them are left out: other jobs have other settings.
+    """
     flat = [_flattened(record.config) for record in runs.values()]
-    names = dict.fromkeys(name for settings in flat for name in settings)
-    values = {name: [str(settings.get(name, "")) for settings in flat] for name in names}
-    return {name: each for name, each in values.items() if len(set(each)) > 1 and name not in _NO_DIFFERENCE}
+    names = dict.fromkeys(name for settings in flat for name in settings if name not in _NO_DIFFERENCE)
+    known = {name: {str(settings[name]) for settings in flat if name in settings} for name in names}
+    return {
+        name: [str(settings.get(name, "")) for settings in flat]
+        for name, values in known.items()
+        if len(values) > 1
+    }
 
 
 def last_numbers(runs: Named) -> list[LastNumbers]:

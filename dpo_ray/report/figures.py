@@ -21,7 +21,7 @@ from dpo_ray.report.facts import (
 )
 from dpo_ray.report.record import RunRecord
 
-_OWN_EVAL_KEYS = {"eval/reward_mean", "eval/reward_std", "eval/length_mean"}
+_OWN_KEYS = {"eval/reward_mean", "eval/reward_std", "eval/length_mean", "judge/cost"}
 _ROUNDS, _STEPS, _ROUND = "rounds finished", "optimizer step", "round"
 
 
@@ -127,7 +127,7 @@ def held_out_pair_metrics(record: RunRecord) -> list[str]:
 def judge_metrics(record: RunRecord) -> list[str]:
     """What the judge measures beside the reward."""
     rows = (record.start, *record.rounds) if record.start else ()
-    keys = {key for row in rows for key in row} - _OWN_EVAL_KEYS
+    keys = {key for row in rows for key in row} - _OWN_KEYS
     return sorted({key.partition("/")[2] for key in keys if key.startswith(("judge/", "eval/"))})
 
 

@@ -124,7 +124,7 @@ def test_tables_hold_the_recorded_numbers(run: Path) -> None:
     ]
     assert HASH[:12] in html
     assert '<td class="text">passed</td>' in html
-    assert "<dt>Beta</dt><dd><wbr>0.25</dd>" in html
+    assert "<dt>Beta</dt><dd>0.25</dd>" in html
 
 
 def test_what_became_of_the_completions_is_drawn_where_it_was_counted(run: Path) -> None:

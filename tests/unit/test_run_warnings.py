@@ -65,7 +65,7 @@ def test_messages_have_the_number_the_bound_and_what_to_change() -> None:
     assert said.startswith("chosen completions lost 12.3 nats against the reference, more than 10, while ")
     assert "Take training.loss.type dpop" in said
     # sigmoid(-ln 99) is 1 in 100.
-    assert "a weight of 1 %" in (saturation({"rewards/margins": 4.59512}, 3.0) or "")
+    assert "a weight of 1%" in (saturation({"rewards/margins": 4.59512}, 3.0) or "")
     assert "62% of the samples repeat" in (
         duplicates({"yield/identical": 5, "yield/completions": 8}, 0.5) or ""
     )
