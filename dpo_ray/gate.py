@@ -1,8 +1,8 @@
 """May this candidate go live?"""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from dpo_ray.buffer import TrialVotes
 from dpo_ray.config import GateConfig
@@ -18,6 +18,7 @@ from dpo_ray.evaluation import (
     win_rate,
 )
 from dpo_ray.registry import PolicyManifest
+from dpo_ray.run_warnings import RunWarning, reasons_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,12 @@ def judge_samples(
         *_voted_down(votes, config),
     ]
     return Verdict(not reasons, "; ".join(reasons), votes)
+
+
+def judge_warnings(verdict: Verdict, warnings: Sequence[RunWarning]) -> Verdict:
+    """The verdict after what the candidate's round gave cause for."""
+    reasons = reasons_to("roll_back", warnings)
+    return replace(verdict, passed=False, reason=reasons) if verdict.passed and reasons else verdict
 
 
 def _drifted(candidate: Evaluation, config: GateConfig) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dpo_ray.buffer import SnapshotManifest, TrialVotes
 from dpo_ray.evaluation import mean, mean_metrics
@@ -12,6 +13,14 @@ from dpo_ray.types import ScoredCompletion
 
 StepMetrics = dict[str, float]
 """By name, as TRL names them."""
+
+
+def number(row: Mapping[str, Any], key: str) -> float | None:
+    """The finite number under `key`, if there is one."""
+    value = row.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def sample_metrics(scored: Sequence[ScoredCompletion]) -> dict[str, float]:

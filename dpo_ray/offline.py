@@ -14,10 +14,12 @@ from dpo_ray.desk import EvaluatePairs, TrainRound
 from dpo_ray.learner import TrainingError
 from dpo_ray.losses import accepts_weights
 from dpo_ray.machines import connect, training_bundles, wait_for_resources
+from dpo_ray.metrics import StepMetrics, read_steps
 from dpo_ray.preference_data import PairSet
 from dpo_ray.report import write_report
 from dpo_ray.run import canary_sequences, publish_start, starting_model
 from dpo_ray.run_folder import RunFolder
+from dpo_ray.run_warnings import StopError, reasons_to, require_no_stop, round_warnings
 from dpo_ray.terminal import OnProgress, Terminal
 from dpo_ray.train import TrainerGroup
 from dpo_ray.types import Pair
@@ -34,8 +36,10 @@ def run_offline(config: OfflineConfig, read: Read) -> None:
     connect()
     try:
         trainers, _ = train_offline(config, read, terminal)
+    except (TrainingError, StopError) as error:
+        exit_with(str(error), code=1)
     except (ValueError, FileNotFoundError) as error:
-        exit_with(str(error), code=1 if isinstance(error, TrainingError) else 2)
+        exit_with(str(error))
     trainers.close()
     terminal.say(f"report: {write_report(config.run_dir)}")
 
@@ -43,7 +47,8 @@ def run_offline(config: OfflineConfig, read: Read) -> None:
 def train_offline(config: OfflineConfig, read: Read, terminal: Terminal) -> tuple[TrainerGroup, RunFolder]:
     """Train a model on rows, epoch by epoch; the trainers are still there.
 
-    ValueError: model or rows cannot be used. TrainingError: training cannot go on.
+    ValueError: model or rows cannot be used. TrainingError: training cannot go on. StopError: a warning
+    ends it.
     """
     folder = RunFolder(config)
     model = folder.registry.fetch(0) if folder.registry.has(0) else starting_model(config, terminal)
@@ -158,15 +163,16 @@ def train_epochs(
     held_out: list[Pair],
     terminal: Terminal,
 ) -> None:
-    """One policy version per epoch, the last one live; started again after a crash, go on."""
+    """One policy version per epoch, trained from the live one; started again after a crash, go on."""
     for epoch in range(folder.finished_rounds(), config.rounds):
         if folder.registry.manifest(epoch).stopped_early:
             terminal.say(f"training stopped early before epoch {epoch}: a longer run needs other bounds")
             return
+        folder.wait_while_paused(terminal.say)
         terminal.start_round()
         assignment = TrainRound(
             round=epoch,
-            parent=epoch,
+            parent=folder.registry.live() or 0,
             candidate=epoch + 1,
             seed=config.seed,
             canaries=_canaries(held_out),
@@ -178,14 +184,26 @@ def train_epochs(
         folder.registry.promote(epoch + 1)
         with terminal.phase("evaluate"):
             measured = trainers.run(EvaluatePairs(epoch + 1, tuple(held_out)))
-        stopped = folder.registry.manifest(epoch + 1).stopped_early
-        metrics = {f"eval/{name}": value for name, value in measured.items()}
-        row = folder.finish_round(
-            epoch, epoch + 1, {**metrics, "stopped_early": stopped, **terminal.seconds()}
-        )
-        terminal.say(_epoch_line(row))
-        if stopped:
-            terminal.say(f"training stopped early: {stopped}")
+        _finish_epoch(config, folder, epoch, measured, terminal)
+
+
+def _finish_epoch(
+    config: OfflineConfig, folder: RunFolder, epoch: int, measured: StepMetrics, terminal: Terminal
+) -> None:
+    """Write the epoch's row, and do what its warnings ask for."""
+    metrics = {f"eval/{name}": value for name, value in measured.items()}
+    steps = read_steps(folder.storage, epoch)
+    warnings = round_warnings(metrics, steps, start={}, config=config.warnings)
+    if reasons := reasons_to("roll_back", warnings):
+        folder.registry.rollback(by="job", reason=reasons)
+    stopped = folder.registry.manifest(epoch + 1).stopped_early
+    metrics |= {"stopped_early": stopped, **terminal.seconds()}
+    row = folder.finish_round(epoch, folder.registry.live() or 0, metrics, warnings)
+    terminal.say(_epoch_line(row))
+    terminal.warn(row)
+    if stopped:
+        terminal.say(f"training stopped early: {stopped}")
+    require_no_stop(warnings)
 
 
 def _epoch_line(row: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
 from dpo_ray.judges import check_judges
 from dpo_ray.learner import TrainingError
-from dpo_ray.metrics import vote_metrics
+from dpo_ray.metrics import read_steps, vote_metrics
 from dpo_ray.models import load_context_length, load_tokenizer, make_canaries, make_scorer, save_policy
 from dpo_ray.pairing import AnswerReader, MadePairs, PairYield, load_rule, make_pairs
 from dpo_ray.prompts import load_prompts, round_prompts, split_prompts
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.run_folder import RunFolder
+from dpo_ray.run_warnings import RunWarning, round_warnings
 from dpo_ray.starter import make_starter
 from dpo_ray.storage import Storage
 from dpo_ray.terminal import Terminal
@@ -117,11 +118,24 @@ class Run:
         if last.version > self.folder.finished_rounds():
             self.registry.rollback(by="job", reason="the job ended before this version's round did")
 
-    def finish(self, round_: int, metrics: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    def warnings(self, candidate: int, metrics: dict[str, Any]) -> list[RunWarning]:
+        """What the round that made a candidate gives cause for; `metrics` are of its samples and pairs."""
+        start, evaluation = read_evaluation(self.storage, 0), read_evaluation(self.storage, candidate)
+        return round_warnings(
+            {**metrics, **(summary(evaluation) if evaluation else {})},
+            read_steps(self.storage, candidate - 1),
+            start=summary(start) if start else {},
+            config=self.config.warnings,
+        )
+
+    def finish(
+        self, round_: int, metrics: dict[str, Any], verdict: Verdict, warnings: Sequence[RunWarning] = ()
+    ) -> dict[str, Any]:
         """Write the round's row: from here on, the round is done."""
         gate = {"gate/passed": verdict.passed, "gate/reason": verdict.reason, **vote_metrics(verdict.votes)}
         live = self.live()
-        return self.folder.finish_round(round_, live, {**metrics, **self._evaluation_metrics(live), **gate})
+        measured = {**metrics, **self._evaluation_metrics(live), **gate}
+        return self.folder.finish_round(round_, live, measured, warnings)
 
     def _evaluation_metrics(self, version: int) -> dict[str, float]:
         evaluation, previous, start = self._evaluations(version)

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -10,9 +12,14 @@ import yaml
 from dpo_ray.config import JobConfig
 from dpo_ray.metrics import read_steps
 from dpo_ray.registry import PolicyRegistry
+from dpo_ray.run_warnings import RunWarning, reasons_to
 from dpo_ray.storage import Storage
 
-_CHANGEABLE = (*("rounds", "gate", "serving", "votes", "tensorboard", "cluster", "run_dir", "judge.budget"),)
+PAUSED = "PAUSED"
+"""While it is there, no round begins; it says why."""
+_CHANGEABLE = (
+    *("rounds", "gate", "warnings", "serving", "votes", "tensorboard", "cluster", "run_dir", "judge.budget"),
+)
 """Settings that may change when a run goes on."""
 
 
@@ -39,16 +46,31 @@ class RunFolder:
     def finished_rounds(self) -> int:
         return sum(row["kind"] == "round" for row in self.rows())
 
-    def finish_round(self, round_: int, version: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    def finish_round(
+        self, round_: int, version: int, metrics: dict[str, Any], warnings: Sequence[RunWarning] = ()
+    ) -> dict[str, Any]:
         """Write the rows of the round's steps and of the round itself, which is done by that."""
         steps = read_steps(self.storage, round_)
         last = int(steps[-1]["step"]) if steps else 0
         row = {"kind": "round", "round": round_, "step": last, "policy_version": version, **metrics}
+        row["warnings"] = [asdict(warning) for warning in warnings]
         parent = self.registry.manifest(round_ + 1).parent
         step_rows = [{"kind": "step", "round": round_, "policy_version": parent, **step} for step in steps]
+        if reasons := reasons_to("pause", warnings):
+            self.storage.write_text(PAUSED, f"{reasons}\n")
         self.write_rows([*self.rows(), *step_rows, row])
         self._log_tensorboard([*step_rows, row])
         return row
+
+    def wait_while_paused(self, say: Callable[[str], None], *, poll_s: float = 2.0) -> None:
+        """Return when nobody wants the run to wait; a job that is started again waits too."""
+        if not self.storage.exists(PAUSED):
+            return
+        reasons, root = self.storage.read_text(PAUSED).strip(), self.storage.root
+        say(f"paused: {reasons}")
+        say(f"python -m dpo_ray.report {root} shows the run so far; delete {root}/{PAUSED} to go on")
+        while self.storage.exists(PAUSED):
+            time.sleep(poll_s)
 
     def _log_tensorboard(self, rows: Sequence[dict[str, Any]]) -> None:
         if not self._config.tensorboard or self.storage.local_root is None:
@@ -60,6 +82,8 @@ class RunFolder:
                 for name, value in row.items():
                     if isinstance(value, float):
                         writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+                for warning in row.get("warnings", []):
+                    writer.add_text(f"warnings/{warning['name']}", warning["message"], row["step"])
 
     def _keep_config(self) -> None:
         ours = self._config.model_dump(mode="json")

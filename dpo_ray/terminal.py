@@ -91,6 +91,13 @@ class Terminal:
         if not row.get("gate/passed", True):
             refusal = f"  the gate refused this candidate: {row['gate/reason']}"
             self.console.print(refusal, style="yellow", soft_wrap=True, markup=False)
+        self.warn(row)
+
+    def warn(self, row: dict) -> None:
+        """A line for each warning of a finished round."""
+        for warning in row["warnings"]:
+            line = f"  warning {warning['name']}: {warning['message']}"
+            self.console.print(line, style="yellow", soft_wrap=True, markup=False)
 
     def round_table(self, rows: Sequence[dict]) -> None:
         """All rounds, below each other; narrow enough for 80 columns."""

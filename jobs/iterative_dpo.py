@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
     """Improve the policy round by round; started again after a crash, go on."""
-    from dpo_ray.gate import GateError, judge_candidate
+    from dpo_ray.gate import GateError, judge_candidate, judge_warnings
     from dpo_ray.metrics import pair_metrics, sample_metrics
+    from dpo_ray.run_warnings import require_no_stop
 
     cluster.evaluate(run.live(), run.held_out)
     run.start()
     for round_ in run.remaining_rounds():
+        run.folder.wait_while_paused(terminal.say)
         terminal.start_round()
         scored = run.scored(round_)
         if scored is None:
@@ -35,11 +37,16 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         verdict = judge_candidate(candidate, run.config.gate)
         if verdict.passed:
             verdict = try_out(candidate.version, run, cluster)
+        measured = {**sample_metrics(scored), **pair_metrics(counts, snapshot)}
+        warnings = run.warnings(candidate.version, measured)
+        verdict = judge_warnings(verdict, warnings)
         if not verdict.passed:
             cluster.reject(candidate.version, reason=verdict.reason)
         cluster.evaluate(run.live(), run.held_out)  # Another one than before where a person has moved LIVE.
-        metrics = {**sample_metrics(scored), **pair_metrics(counts, snapshot), **terminal.seconds()}
-        terminal.round_line(run.finish(round_, metrics, verdict))  # Until this line, all can be redone.
+        metrics = {**measured, **terminal.seconds()}
+        row = run.finish(round_, metrics, verdict, warnings)  # Until this line, all can be redone.
+        terminal.round_line(row)
+        require_no_stop(warnings)
         if not verdict.passed and run.config.gate.on_failure == "stop":
             raise GateError(
                 f"the gate refused version {candidate.version}: {verdict.reason}. gate.on_failure is stop: "
@@ -93,9 +100,11 @@ def main(config: IterativeDPOConfig) -> None:
     from dpo_ray.pairing import PairingError
     from dpo_ray.report import write_report
     from dpo_ray.run import open_run
+    from dpo_ray.run_warnings import StopError
     from dpo_ray.sampler import SamplerError
     from dpo_ray.terminal import Terminal
 
+    endings = (JudgeError, PairingError, StoreError, TrainingError, SamplerError, GateError, StopError)
     terminal = Terminal()
     try:
         run = open_run(config, terminal)
@@ -105,7 +114,7 @@ def main(config: IterativeDPOConfig) -> None:
     if cluster is not None:
         try:
             improve(run, cluster, terminal)
-        except (JudgeError, PairingError, StoreError, TrainingError, SamplerError, GateError) as error:
+        except endings as error:
             exit_with(str(error), code=1)
         finally:
             cluster.close()

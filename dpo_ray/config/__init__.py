@@ -26,6 +26,7 @@ from dpo_ray.config.sections import (
 from dpo_ray.config.settings import CONFIGS, Settings, exit_with, parse_config
 from dpo_ray.config.training import EarlyStoppingConfig, LoraConfig, ReferenceConfig, TrainingConfig
 from dpo_ray.config.votes import VotesConfig
+from dpo_ray.config.warnings import WarningsConfig
 
 __all__ = [
     "CONFIGS",
@@ -58,6 +59,7 @@ __all__ = [
     "Settings",
     "TrainingConfig",
     "VotesConfig",
+    "WarningsConfig",
     "exit_with",
     "parse_config",
 ]

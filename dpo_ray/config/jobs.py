@@ -19,6 +19,7 @@ from dpo_ray.config.sections import (
 from dpo_ray.config.settings import CONFIGS, Settings
 from dpo_ray.config.training import TrainingConfig
 from dpo_ray.config.votes import VotesConfig
+from dpo_ray.config.warnings import WarningsConfig
 
 
 class JobConfig(Settings):
@@ -30,6 +31,8 @@ class JobConfig(Settings):
     """Seed of everything random."""
     training: TrainingConfig = TrainingConfig()
     """How the policy is updated."""
+    warnings: WarningsConfig = WarningsConfig()
+    """What is looked at after each round or epoch, and what follows."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster."""
     tensorboard: bool = True

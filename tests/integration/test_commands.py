@@ -54,6 +54,14 @@ def test_demo_shows_every_round_and_the_report(demo: tuple[Path, str]) -> None:
     assert f"report: {run_dir}/report.html" in output
 
 
+def test_the_report_is_written_anew_as_the_readme_says(demo: tuple[Path, str]) -> None:
+    run_dir, _ = demo
+    (run_dir / "report.html").unlink()
+    (command,) = readme_commands("The report")
+    run(command.replace("runs/demo", str(run_dir)))
+    assert "<html" in (run_dir / "report.html").read_text()
+
+
 @contextmanager
 def served(run_dir: Path, port: int) -> Iterator[None]:
     """`make serve`, from the moment that it says it answers until Ctrl-C."""
@@ -189,7 +197,8 @@ def check_sweep(run_dir: Path) -> None:
 
 
 def test_readme_has_no_command_that_is_not_tried() -> None:
-    sections = ["Two commands", "Talk to the policy", "Your model, your prompts, your judge", "On a cluster"]
+    sections = ["Two commands", "Talk to the policy", "Your model, your prompts, your judge"]
+    sections += ["On a cluster", "The report"]
     tried = [command for section in sections for command in readme_commands(section)]
     assert tried == bash_lines((ROOT / "README.md").read_text())
     assert readme_commands("Two commands") == ["make demo", "make test"]  # The demo above; this very run.

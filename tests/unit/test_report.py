@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from dpo_ray.registry import PolicyRegistry
-from dpo_ray.report import format_number, main, read_run, render, write_report
-from dpo_ray.report_charts import Curve, line_chart
-from dpo_ray.report_facts import RunRecord, result
-from dpo_ray.report_figures import time_and_pairs
+from dpo_ray.report import write_report
+from dpo_ray.report.__main__ import main
+from dpo_ray.report.charts import Curve, line_chart
+from dpo_ray.report.facts import result
+from dpo_ray.report.figures import time_and_pairs
+from dpo_ray.report.page import format_number, render
+from dpo_ray.report.record import RunRecord, Samples, read_run
 from dpo_ray.storage import Storage
 
 ATTACK = "<script>alert('x')</script> <img src=\"https://evil.example/x.png\">"
@@ -114,14 +117,14 @@ def test_headline_tells_the_result(run: Path) -> None:
 
 def test_tables_hold_the_recorded_numbers(run: Path) -> None:
     html = page(run)
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", html[html.index("Steps so far") :])
     assert cells[:13] == [
-        *("0", "2", "v0", "v1", "0.432", "0.876", "75\N{NO-BREAK SPACE}%", DASH),
+        *('<a href="#round-0">0</a>', "2", "v0", "v1", "0.432", "0.876", "75\N{NO-BREAK SPACE}%", DASH),
         *("1.234", "4", "3", DASH, "4.000"),
     ]
     assert HASH[:12] in html
     assert '<td class="text">passed</td>' in html
-    assert "<dt>Beta</dt><dd><wbr>0.25</dd>" in html
+    assert "<dt>Beta</dt><dd>0.25</dd>" in html
 
 
 def test_what_became_of_the_completions_is_drawn_where_it_was_counted(run: Path) -> None:
@@ -189,6 +192,10 @@ def test_step_done_again_after_a_crash_counts_once(run: Path) -> None:
     assert [row["loss"] for row in read_run(Storage(str(run))).steps] == [0.7, 0.8]
 
 
+def no_samples(round_: int) -> Samples:
+    return Samples((), ())
+
+
 REFUSED = ROUND | {"round": 1, "gate/passed": False, "gate/reason": "fell <b>far</b>"}
 """The second round: version 1 stays live."""
 
@@ -206,7 +213,7 @@ def with_refused_version(run: Path, *moves: dict[str, Any]) -> RunRecord:
 def test_refused_version_is_not_the_result(run: Path) -> None:
     record = with_refused_version(run)
     assert result(record).version == 1
-    html = render(record)
+    html = render(record, no_samples)
     assert '<td class="text">refused: fell &lt;b&gt;far&lt;/b&gt;</td>' in html
     assert html.count('<td class="text">passed</td>') == 1
 
@@ -214,7 +221,7 @@ def test_refused_version_is_not_the_result(run: Path) -> None:
 def test_version_that_was_taken_back_says_by_whom_and_why(run: Path) -> None:
     back = {"kind": "rollback", "version": 1, "previous": 2, "by": "job", "reason": "fell <b>far</b>"}
     by_ann = {"kind": "rollback", "version": 0, "previous": 1, "by": "ann", "reason": "too short"}
-    text = words(render(with_refused_version(run, back, by_ann)))
+    text = words(render(with_refused_version(run, back, by_ann), no_samples))
     assert "refused: fell <b>far</b>; rolled back to v1 by job " in text
     assert "passed; rolled back to v0 by ann: too short" in text
 

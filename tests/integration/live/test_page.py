@@ -1,7 +1,6 @@
 """A person compares and votes on the page, in a browser."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,20 +8,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from tests.integration.chromium import CHROMIUM, FLAGS
 from tests.integration.conftest import wait_for
 from tests.integration.live.conftest import Service
 
 PROMPT = "the film was"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PATIENT_MS = 20_000
 """A burst of other work must not fail a test."""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
