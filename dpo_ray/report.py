@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from dpo_ray.config import JudgeConfig
 from dpo_ray.report_facts import Row, RunRecord, examples, result, setting
@@ -84,15 +84,7 @@ def read_run(storage: Storage) -> RunRecord:
 
 def render(record: RunRecord) -> str:
     """The page, every text of the run escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(num=format_number, percent=_percent, clip=_clip)
-    return environment.get_template("report.html.jinja").render(
+    return page_template(Path(__file__).parent / "report.html.jinja").render(
         run=record,
         result=result(record),
         settings=_settings(record.config),
@@ -103,6 +95,19 @@ def render(record: RunRecord) -> str:
         examples=examples(record),
         lineage=_lineage(record),
     )
+
+
+def page_template(path: Path) -> Template:
+    """A page that escapes every text, and has filters for numbers, shares and long texts."""
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(num=format_number, percent=_percent, clip=_clip)
+    return environment.get_template(path.name)
 
 
 def format_number(value: object) -> str:
