@@ -42,9 +42,7 @@ def generate(
         torch.manual_seed(drawing.seed)
         for start in range(0, len(repeated), _SEQUENCES_PER_PASS):
             ids, mask = _pad_left(repeated[start : start + _SEQUENCES_PER_PASS], device)
-            whole: Any = model.generate(  # type: ignore[operator]
-                ids, attention_mask=mask, generation_config=config, use_cache=True
-            )
+            whole: Any = model.generate(ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
             ends: Any = config.eos_token_id
             completions += [_until(ends, new) for new in whole[:, ids.shape[1] :].tolist()]
             on_progress(len(completions), len(repeated))
@@ -61,6 +59,7 @@ def _generation_config(
         max_new_tokens=drawing.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id if ends is None else ends,
         pad_token_id=0,
+        use_cache=True,
         **drawn,
     )
 

@@ -13,7 +13,7 @@ def main(config: EvaluateConfig) -> None:
     from dpo_ray.evaluating.endpoint import EndpointError
     from dpo_ray.evaluating.outcome import evaluate
     from dpo_ray.evaluating.results import write_results
-    from dpo_ray.evaluating.tables import comparison_table, measures_table
+    from dpo_ray.evaluating.tables import findings_table
     from dpo_ray.judges import JudgeError
     from dpo_ray.terminal import Terminal
 
@@ -24,8 +24,7 @@ def main(config: EvaluateConfig) -> None:
         exit_with(str(error), code=1)
     except (ValueError, FileNotFoundError) as error:
         exit_with(str(error))
-    terminal.console.print(measures_table(outcome))
-    terminal.console.print(comparison_table(outcome))
+    terminal.console.print(findings_table(outcome))
     for comparison in outcome.comparisons:
         terminal.say(sentences.verdict(comparison))
     errors = [line for each in outcome.measures for line in sentences.errors(each.policy, each.errors)]

@@ -8,12 +8,13 @@ from dpo_ray.evaluating.statistics import Estimate
 
 def verdict(comparison: Comparison) -> str:
     """Whether the policy is better, in one sentence."""
-    policy, baseline = comparison.policy, comparison.baseline
-    rate, prompts = comparison.win_rate, comparison.prompts
-    won = f"it wins {percent(rate.value)} ({interval(rate)}) on {prompts} prompts"
-    if comparison.is_settled:
-        return f"{policy} is {'better' if rate.value > 0.5 else 'worse'} than {baseline}: {won}"
-    return f"{policy} and {baseline} differ within noise: {won}; {remedy(comparison.more_prompts)}"
+    rate = comparison.win_rate
+    finding = "within noise" if not comparison.is_settled else "better" if rate.value > 0.5 else "worse"
+    sentence = (
+        f"{comparison.policy} against {comparison.baseline}: {finding}, wins {percent(rate.value)} "
+        f"({interval(rate)}) on {comparison.prompts} prompts"
+    )
+    return sentence if comparison.is_settled else f"{sentence}; {remedy(comparison.more_prompts)}"
 
 
 def remedy(more_prompts: int | None) -> str:

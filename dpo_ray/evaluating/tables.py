@@ -1,6 +1,4 @@
-"""Findings as tables at the terminal."""
-
-import math
+"""Findings as a table at the terminal, a column for each policy."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -9,61 +7,52 @@ from dpo_ray.evaluating.findings import Comparison, Measures
 from dpo_ray.evaluating.outcome import Outcome
 from dpo_ray.evaluating.sentences import interval, percent
 from dpo_ray.evaluating.statistics import Estimate
+from dpo_ray.report import format_number
 
 _NONE = "–"
 
 
-def comparison_table(outcome: Outcome) -> Table:
-    """One line per policy beside the baseline."""
-    titles = ("policy", "win rate", "95 % interval", "win/tie/loss %", "at equal length", "reward gain")
-    table = Table(
-        *titles, box=SIMPLE_HEAD, title=f"against {outcome.measures[0].policy}", title_justify="left"
-    )
-    for row in outcome.comparisons:
-        table.add_row(row.policy, *_comparison_cells(row))
+def findings_table(outcome: Outcome) -> Table:
+    """What is measured of each policy, and what the others do against the first."""
+    columns = [_measure_cells(each) for each in outcome.measures]
+    for column, comparison in zip(columns[1:], outcome.comparisons, strict=True):
+        column.update(_comparison_cells(comparison))
+    rows = list(dict.fromkeys(name for column in reversed(columns) for name in column))
+    table = Table("", *(each.policy for each in outcome.measures), box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(row, *(column.get(row, "") for column in columns))
     return table
 
 
-def measures_table(outcome: Outcome) -> Table:
-    """One line per policy."""
-    titles = ("policy", "reward", "KL", "sampled", "tokens", "distinct-1", "-2", "self-BLEU", "degenerate")
-    table = Table(*titles, box=SIMPLE_HEAD)
-    for row in outcome.measures:
-        table.add_row(row.policy, *_measure_cells(row))
-    return table
+def _comparison_cells(row: Comparison) -> dict[str, str]:
+    shares = " / ".join(percent(share) for share in (row.wins, row.ties, row.losses))
+    return {
+        "win rate": _share(row.win_rate),
+        "wins / ties / losses": shares,
+        "win rate at equal length": _share(row.controlled),
+        "reward gain": _with_interval(row.reward_gain),
+    }
 
 
-def number(value: float | None, form: str = ".3f") -> str:
-    return _NONE if value is None or math.isnan(value) else format(value, form)
+def _measure_cells(row: Measures) -> dict[str, str]:
+    return {
+        "reward": _with_interval(row.reward),
+        **{name: format_number(value) for name, value in row.metrics.items()},
+        "KL to the first": _with_interval(row.kl),
+        "KL, sampled": _with_interval(row.kl_sampled),
+        "tokens": _with_interval(row.tokens),
+        "distinct-1, -2": f"{format_number(row.distinct_1)}, {format_number(row.distinct_2)}",
+        "self-BLEU": format_number(row.self_bleu),
+        "degenerate": percent(row.degenerate_share),
+    }
 
 
-def _comparison_cells(row: Comparison) -> list[str]:
-    shares = "/".join(f"{100 * share:.0f}" for share in (row.wins, row.ties, row.losses))
-    controlled = "–" if row.controlled is None else f"{percent(row.controlled.value)}"
-    return [
-        percent(row.win_rate.value) + ("" if row.is_settled else " (noise)"),
-        interval(row.win_rate),
-        shares,
-        controlled,
-        _with_half_width(row.reward_gain),
-    ]
+def _share(estimate: Estimate | None) -> str:
+    return _NONE if estimate is None else f"{percent(estimate.value)} ({interval(estimate)})"
 
 
-def _measure_cells(row: Measures) -> list[str]:
-    return [
-        _with_half_width(row.reward),
-        _with_half_width(row.kl, ".2f"),
-        number(row.kl_sampled.value if row.kl_sampled else None, ".2f"),
-        number(row.tokens.value if row.tokens else None, ".1f"),
-        number(row.distinct_1),
-        number(row.distinct_2),
-        number(row.self_bleu),
-        number(row.degenerate_share),
-    ]
-
-
-def _with_half_width(estimate: Estimate | None, form: str = ".3f") -> str:
-    """The value, and half of its 95 % interval."""
+def _with_interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return _NONE
-    return f"{estimate.value:{form}} ± {(estimate.high - estimate.low) / 2:{form}}"
+    value, low, high = map(format_number, estimate)
+    return f"{value} ({low} to {high})"
