@@ -112,7 +112,7 @@ def measure(
         policy=policy,
         versions=sorted({sample.completion.policy_version for sample in answered if sample.completion}),
         completions=len(answered),
-        errors=Counter(sample.error for sample in samples if sample.completion is None),
+        errors=dict(Counter(sample.error for sample in samples if sample.completion is None)),
         reward=_estimate(rewards, config),
         reward_quantiles=_quantiles([reward for _, reward in rewards if reward is not None]),
         tokens=estimate(lambda sample: sample.num_tokens),
@@ -122,7 +122,7 @@ def measure(
         distinct_1=distinct_share(texts, n=1),
         distinct_2=distinct_share(texts, n=2),
         self_bleu=self_bleu(groups),
-        flaws=Counter(sample.flaw for sample in answered if sample.flaw),
+        flaws=dict(Counter(sample.flaw for sample in answered if sample.flaw)),
         metrics=_metrics([each.judgement for each in judged or ()]),
     )
 

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from dpo_ray.config import (
     CONFIGS,
     BetaSweepConfig,
+    EvaluateConfig,
     IterativeDPOConfig,
     JudgeQualityConfig,
     OfflineDPOConfig,
@@ -46,6 +47,7 @@ JOBS: tuple[type[Settings], ...] = (
     ServeConfig,
     RewardModelConfig,
     JudgeQualityConfig,
+    EvaluateConfig,
 )
 ALL_SETTINGS = {name: field for job in JOBS for name, field in settings(job)}
 OF_FILE: dict[str, tuple[type[Settings], ...]] = {
