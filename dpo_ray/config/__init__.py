@@ -1,7 +1,7 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
 from dpo_ray.config.buffer import BufferConfig
-from dpo_ray.config.evaluate import EndpointConfig, EvaluateConfig
+from dpo_ray.config.evaluate import EndpointConfig, EvaluateConfig, HarnessConfig
 from dpo_ray.config.jobs import (
     BetaSweepConfig,
     IterativeDPOConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "GateConfig",
+    "HarnessConfig",
     "IterativeDPOConfig",
     "JobConfig",
     "JudgeConfig",

@@ -1,5 +1,6 @@
 """What the jobs can be told that compare policies and train none."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,4 +72,45 @@ class EvaluateConfig(Settings):
         twice = {name for name in self.policies if self.policies.count(name) > 1}
         if twice:
             raise ValueError(f"policies has {', '.join(sorted(twice))} more than once: give each once")
+        return self
+
+
+class HarnessConfig(Settings):
+    """Run tasks of lm-evaluation-harness on versions of a run, over HTTP, and show them side by side.
+
+    Without a url, a copy of the run is served for it: what is live stays live. What was measured is kept in
+    run_dir, evaluation/harness, and not measured again.
+    """
+
+    versions: CliVariadicArg[tuple[str, ...]] = ("0", "live")
+    """Versions of the run: numbers, or live."""
+    tasks: CliVariadicArg[tuple[str, ...]] = ("film_praise", "film_grammar")
+    """Names of tasks, of the harness or of task_folder."""
+    task_folder: str = "examples/harness"
+    """Folder with task definitions of your own; unset with "" where there are none."""
+    limit: int | None = Field(default=None, ge=1)
+    """Most rows of each task; unset: all."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Solved rows before each question; unset: what the task says."""
+    apply_chat_template: bool = False
+    """Ask in the policy's chat template."""
+    url: str = ""
+    """Where the versions answer already (http://host:8000/v1); unset: a copy of the run is served."""
+    api_key_variable: str = ""
+    """Environment variable that holds the token for url; unset: none is sent."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests in flight at the same time."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.versions or not self.tasks:
+            raise ValueError(
+                f"versions={list(self.versions)}, tasks={list(self.tasks)}: give at least one of each"
+            )
+        if self.task_folder and not Path(self.task_folder).is_dir():
+            raise ValueError(
+                f"task_folder={self.task_folder}: there is no such folder: give one, or --task_folder ''"
+            )
         return self

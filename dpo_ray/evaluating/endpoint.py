@@ -36,7 +36,7 @@ def sample_endpoint(
     on_progress: OnProgress,
 ) -> list[Sample]:
     """`drawing.n` samples in a row of each prompt, each a request; one that fails says so and is no text."""
-    key = api_key(config)
+    key = api_key(config.api_key_variable)
     client = openai.OpenAI(
         base_url=policy.url, api_key=key or "none", timeout=config.timeout_s, max_retries=config.retries
     )
@@ -53,13 +53,11 @@ def sample_endpoint(
     return samples
 
 
-def api_key(config: EndpointConfig) -> str:
-    """From the environment; "" where none is asked for."""
-    key = os.environ.get(config.api_key_variable, "") if config.api_key_variable else ""
-    if config.api_key_variable and not key:
-        raise ValueError(
-            f"endpoint.api_key_variable: ${config.api_key_variable} is not set: put the API key there"
-        )
+def api_key(variable: str) -> str:
+    """From the environment; "" where no variable is named."""
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise ValueError(f"api_key_variable: ${variable} is not set: put the API key there")
     return key
 
 

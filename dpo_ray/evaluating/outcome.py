@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig, terminal: Terminal) -> Outcome:
     names = [parse_policy(name) for name in config.policies]
     policies = [find_policy(name) for name in names]
     local = [policy for policy in policies if isinstance(policy, LocalPolicy)]
-    api_key(config.endpoint)
+    api_key(config.endpoint.api_key_variable)
     plan = make_plan(config, names, local)
     check_judges(plan.judge)
     notes = [f"{plan.dropped} prompts were dropped: too long"] if plan.dropped else []

@@ -14,6 +14,7 @@ from dpo_ray.config import (
     CONFIGS,
     BetaSweepConfig,
     EvaluateConfig,
+    HarnessConfig,
     IterativeDPOConfig,
     JudgeQualityConfig,
     OfflineDPOConfig,
@@ -48,6 +49,7 @@ JOBS: tuple[type[Settings], ...] = (
     RewardModelConfig,
     JudgeQualityConfig,
     EvaluateConfig,
+    HarnessConfig,
 )
 ALL_SETTINGS = {name: field for job in JOBS for name, field in settings(job)}
 OF_FILE: dict[str, tuple[type[Settings], ...]] = {

@@ -140,7 +140,7 @@ def test_an_endpoint_that_answers_nothing_is_named_with_its_error(monkeypatch: p
 
 
 def test_a_key_that_is_not_set_is_named() -> None:
-    with pytest.raises(ValueError, match=r"endpoint.api_key_variable: \$NO_SUCH_KEY is not set"):
+    with pytest.raises(ValueError, match=r"api_key_variable: \$NO_SUCH_KEY is not set"):
         from_endpoint(JudgeServer(answering), Prompt("one", (1,)), api_key_variable="NO_SUCH_KEY")
 
 
