@@ -52,15 +52,10 @@ class _Run:
 def make_plan(config: EvaluateConfig, names: Sequence[PolicyName], local: Sequence[LocalPolicy]) -> Plan:
     """ValueError: prompts or judge are missing, or cannot be used."""
     run = _first_run(names)
-    if not config.prompts and (run is None or "prompts" not in run.settings):
-        raise ValueError(
-            "prompts is unset, and the first run among the policies holds none out: "
-            "give a file with --prompts"
-        )
-    judge = _judge(config, run)
-    max_new_tokens = config.max_new_tokens or _sampling(run).max_new_tokens
     tokenizers = {policy.name: load_tokenizer(policy.source) for policy in local}
     prompts = _read_prompts(config, run, next(iter(tokenizers.values()), None))
+    judge = _judge(config, run)
+    max_new_tokens = config.max_new_tokens or _sampling(run).max_new_tokens
     rooms = {policy.name: load_context_length(policy.source) - max_new_tokens for policy in local}
     fitting = [prompt for prompt in prompts if _fits(prompt, tokenizers, rooms)]
     if not fitting:
@@ -110,15 +105,19 @@ def _read_prompts(
         )
         prompts = prompt_set.prompts
     else:
-        assert run is not None, "the plan needs prompts"
         prompts = _held_out(run)
     asked = [_as_asked(prompt, config) for prompt in prompts]
     known = {str(prompt.text): replace(prompt, token_ids=_own_ids(prompt, tokenizer)) for prompt in asked}
     return list(known.values())
 
 
-def _held_out(run: _Run) -> tuple[Prompt, ...]:
+def _held_out(run: _Run | None) -> tuple[Prompt, ...]:
     """What the run evaluates its versions on, and never trains on."""
+    if run is None or "prompts" not in run.settings:
+        raise ValueError(
+            "prompts is unset, and the first run among the policies holds none out: "
+            "give a file with --prompts"
+        )
     settings, start = run.settings, PolicyRegistry(run.storage).fetch(0)
     evaluation = EvaluationConfig(**settings.get("evaluation", {}))
     prompt_set = load_prompts(
