@@ -19,14 +19,13 @@ def main(config: HarnessConfig) -> None:
     """Ask each version that was not asked yet, and show what all of them scored."""
     from dpo_ray.evaluating.harness import HarnessError, check_installed, find_versions, kept, scores_table
     from dpo_ray.evaluating.served_copy import ServeError
-    from dpo_ray.registry import PolicyRegistry
     from dpo_ray.storage import Storage
     from dpo_ray.terminal import Terminal
 
     terminal, run = Terminal(), Storage(config.run_dir)
     try:
         check_installed()
-        versions = find_versions(config.versions, PolicyRegistry(run))
+        versions = find_versions(config)
         ask_versions(config, run, [each for each in versions if kept(run, config, each) is None], terminal)
     except (HarnessError, ServeError) as error:
         exit_with(str(error), code=1)

@@ -1,6 +1,5 @@
 """Samples of policies that answer over HTTP."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +17,11 @@ from dpo_ray.judges.llm import status_error
 from dpo_ray.terminal import OnProgress
 from dpo_ray.types import Completion, Prompt
 
-_NO_ANSWER = (AttributeError, TypeError, IndexError)
+_NO_ANSWER = (AttributeError, TypeError, ValueError)
 """What an answer of another form gives: the client checks none."""
 _MOST_PROMPTS = 1_000_000
+_FEWEST_TRIES = 16
+"""Where as many requests failed in a row from the first on, no more are made."""
 
 
 class EndpointError(Exception):
@@ -47,9 +48,15 @@ def sample_endpoint(
         for sample in pool.map(lambda place: endpoint.ask(prompts[place[0]], *place), places):
             samples.append(sample)
             on_progress(len(samples), len(places))
-    if all(sample.completion is None for sample in samples):
+            if len(samples) == _FEWEST_TRIES and _is_silent(samples):
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    if _is_silent(samples):
         [(error, count)] = Counter(sample.error for sample in samples).most_common(1)
-        raise EndpointError(f"{policy.name} gave none of {len(samples)} completions: {error} ({count} times)")
+        raise EndpointError(
+            f"{policy.name} gave none of {len(samples)} completions: {error} ({count} times). "
+            "Check its URL, the model's name and endpoint.api_key_variable"
+        )
     return samples
 
 
@@ -59,6 +66,10 @@ def api_key(variable: str) -> str:
     if variable and not key:
         raise ValueError(f"api_key_variable: ${variable} is not set: put the API key there")
     return key
+
+
+def _is_silent(samples: Sequence[Sample]) -> bool:
+    return all(sample.completion is None for sample in samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ class _Endpoint:
             return Sample(place, number, *_read(self._answer(prompt, seed), prompt))
         except openai.APIStatusError as error:
             reason = str(status_error(error.status_code, error.message, self.key))
-        except (openai.OpenAIError, json.JSONDecodeError, *_NO_ANSWER) as error:
+        except (openai.OpenAIError, *_NO_ANSWER) as error:
             reason = f"{type(error).__name__}: {error}"[:200]
         return Sample(place, number, None, error=reason)
 

@@ -53,13 +53,16 @@ def check_installed() -> None:
         )
 
 
-def find_versions(names: Sequence[str], registry: PolicyRegistry) -> list[int]:
+def find_versions(config: HarnessConfig) -> list[int]:
     """ValueError: one is no version of the run."""
+    registry = PolicyRegistry(Storage(config.run_dir))
     versions: list[int] = []
-    for name in names:
+    for name in config.versions:
         version = registry.live() if name == "live" else int(name) if name.isdigit() else None
         if version is None or not registry.has(version):
-            raise ValueError(f"versions: {name}: the run has {registry.versions()}; give numbers, or live")
+            raise ValueError(
+                f"versions: {name}: {config.run_dir} has {registry.versions()}: give some of these, or live"
+            )
         versions.append(version)
     return list(dict.fromkeys(versions))
 

@@ -50,7 +50,7 @@ def copy_run(run: Storage, versions: Sequence[int], copy: Path) -> None:
     (copy / "policies").mkdir(parents=True)
     for version in {0, *versions}:
         (copy / "policies" / f"v{version:05d}").symlink_to(registry.fetch(version))
-    settings = yaml.safe_load(run.read_text("config.yaml"))
+    settings = yaml.safe_load(run.read_text("config.yaml")) if run.exists("config.yaml") else {}
     sampling = {**settings.get("sampling", {}), "replicas": 1, "max_replicas": None}
     (copy / "config.yaml").write_text(yaml.safe_dump({"sampling": sampling}))
     PolicyRegistry(Storage(str(copy))).promote(versions[0])

@@ -136,12 +136,13 @@ def test_kept_scores_are_shown_side_by_side_and_nothing_is_started(
 
 
 def test_versions_are_numbers_or_live(run: Storage) -> None:
-    registry = PolicyRegistry(run)
-    assert find_versions(["0", "live", "2"], registry) == [0, 2]
-    with pytest.raises(ValueError, match=r"versions: best: the run has \[0, 1, 2\]; give numbers, or live"):
-        find_versions(["best"], registry)
-    with pytest.raises(ValueError, match="versions: 7"):
-        find_versions(["7"], registry)
+    def found(*names: str) -> list[int]:
+        return find_versions(config(run_dir=run.root, versions=names))
+
+    assert found("0", "live", "2") == [0, 2]
+    for name in ("best", "7"):
+        with pytest.raises(ValueError, match=rf"versions: {name}: .* has \[0, 1, 2\]: give some of these"):
+            found(name)
 
 
 def test_in_a_copy_another_version_is_live_and_the_run_stays_as_it_is(run: Storage, tmp_path: Path) -> None:

@@ -114,11 +114,11 @@ def test_text_is_continued_and_messages_are_answered() -> None:
 
 
 def test_a_request_that_fails_is_counted_and_no_text() -> None:
-    with serving(JudgeServer(answering, faults=[400, "no JSON"])) as server:
+    with serving(JudgeServer(answering, faults=[400, "no JSON", '{"choices": []}'])) as server:
         samples = from_endpoint(server, Prompt("one", (1,)), Prompt("two", (2,)))
-    assert [sample.completion is None for sample in samples] == [True, True, False, False]
+    assert [sample.completion is None for sample in samples] == [True, True, True, False]
     assert samples[0].error.startswith("HTTP 400")
-    assert samples[1].error
+    assert samples[1].error and samples[2].error
 
 
 def test_a_request_that_fails_once_is_repeated() -> None:
@@ -137,6 +137,13 @@ def test_an_endpoint_that_answers_nothing_is_named_with_its_error(monkeypatch: p
         from_endpoint(server, Prompt("one", (1,)), api_key_variable="MY_KEY")
     assert server.headers[0]["authorization"] == "Bearer sesame"
     assert "sesame" not in str(e.value)
+
+
+def test_an_endpoint_that_fails_from_the_first_request_on_is_not_asked_for_all() -> None:
+    prompts = [Prompt(f"Prompt {number}", (number,)) for number in range(40)]
+    with serving(JudgeServer(answering, faults=[404] * 80)) as server, pytest.raises(EndpointError):
+        from_endpoint(server, *prompts)
+    assert 16 <= len(server.requests) <= 20
 
 
 def test_a_key_that_is_not_set_is_named() -> None:
