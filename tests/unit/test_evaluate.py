@@ -117,7 +117,7 @@ def test_a_run_brings_its_held_out_prompts_its_judge_and_its_longest_completion(
         "film_reviews", split="train", column="prompt", tokenizer=load_tokenizer(tiny_model), max_tokens=57
     ).prompts
     held_out = split_prompts(prompts, held_out=5, seed=0)[1]
-    assert {prompt.text for prompt in outcome.prompts} == {prompt.text for prompt in held_out}
+    assert {prompt.token_ids for prompt in outcome.prompts} == {prompt.token_ids for prompt in held_out}
     assert [each.versions for each in outcome.measures] == [[0], [1]]
     assert outcome.judge == "dpo_ray.film_reviews:judge_reviews"
     longest = {sample.num_tokens for own in outcome.samples.values() for sample in own}
