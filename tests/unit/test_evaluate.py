@@ -124,6 +124,13 @@ def test_a_run_brings_its_held_out_prompts_its_judge_and_its_longest_completion(
     assert max(length or 0 for length in longest) == 7
 
 
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where mine.jsonl has a prompt."""
+    monkeypatch.chdir(tmp_path)
+    return write_jsonl(tmp_path / "mine.jsonl", {"prompt": "the film"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,6 +149,7 @@ def test_a_run_brings_its_held_out_prompts_its_judge_and_its_longest_completion(
 def test_what_cannot_be_used_ends_with_code_2_and_a_remedy(
     tiny_model: Path,
     near_model: Path,
+    in_folder: Path,
     arguments: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
