@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from dpo_ray.evaluating.duels import reward_gain
 from dpo_ray.evaluating.outcome import Outcome
 from dpo_ray.evaluating.samples import Sample
 from dpo_ray.evaluation import mean
@@ -43,13 +44,13 @@ def examples(outcome: Outcome) -> list[Example]:
 
 
 def _gains(outcome: Outcome) -> dict[int, float]:
-    """Of each prompt, the mean difference of the rewards of all contests."""
+    """Of each prompt, the mean gain of the completions that are shown."""
     gains: dict[int, list[float]] = {}
     for contests in outcome.verdicts.contests.values():
         for ours, theirs in ((contest.ours, contest.theirs) for contest in contests):
-            own, other = ours.judgement.reward, theirs.judgement.reward
-            if own is not None and other is not None:
-                gains.setdefault(ours.sample.prompt, []).append(own - other)
+            gain = reward_gain(ours, theirs)
+            if gain is not None and ours.sample.number == theirs.sample.number == 0:
+                gains.setdefault(ours.sample.prompt, []).append(gain)
     return {prompt: mean(of_prompt) for prompt, of_prompt in gains.items()}
 
 

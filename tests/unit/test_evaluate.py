@@ -10,6 +10,7 @@ from characters import write_jsonl
 from judge_server import Body, JudgeServer, serving
 
 from dpo_ray.config import EvaluateConfig, IterativeDPOConfig, parse_config
+from dpo_ray.evaluating.examples import examples
 from dpo_ray.evaluating.outcome import Outcome, evaluate
 from dpo_ray.evaluating.results import write_results
 from dpo_ray.models import load_model, load_tokenizer, save_policy
@@ -49,6 +50,19 @@ def test_two_models_are_compared_and_the_files_say_how(
     assert found["judge"]["judgements"] == len(rows(tmp_path)) == 2 * 6 * 2
     assert {row["prompt_index"] for row in rows(tmp_path)} == set(range(6))
     assert (tmp_path / "evaluation.html").read_text().count('<article class="example">') >= 4
+
+
+def test_the_clearest_win_is_one_of_the_completions_that_are_shown(
+    tmp_path: Path, tiny_model: Path, near_model: Path
+) -> None:
+    judge = ["--judge.kind=regex", "--judge.pattern=s .*s"]
+    outcome = run(tmp_path, "--policies", str(tiny_model), str(near_model), "--prompts=film_reviews", *judge)
+    rewards = {"Clearest win": ("reward 0", "reward 1"), "Clearest loss": ("reward 1", "reward 0")}
+    shown = [example for example in examples(outcome) if example.why in rewards]
+    assert shown
+    for example in shown:
+        before, after = (side.remark.split(",")[0] for side in example.sides)
+        assert (before, after) == rewards[example.why]
 
 
 def test_a_policy_ties_with_itself(tmp_path: Path, tiny_model: Path) -> None:
