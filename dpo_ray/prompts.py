@@ -34,10 +34,11 @@ class PromptSet:
 
 
 def load_prompts(
-    source: str, *, split: str, column: str, tokenizer: "PreTrainedTokenizerBase", max_tokens: int
+    source: str, *, split: str, column: str, tokenizer: "PreTrainedTokenizerBase | None", max_tokens: int
 ) -> PromptSet:
     """The prompts of `source` with at most `max_tokens` tokens, in its order.
 
+    Without a tokenizer, the bytes of its text stand for a prompt's tokens.
     Where rows have no `column` but `chosen` and `rejected` HH-RLHF transcripts, the prompt is what
     these share, up to the last answer: messages for a tokenizer with a chat template, else text.
     """
@@ -46,10 +47,16 @@ def load_prompts(
     for number, row in enumerate(rows, start=1):
         with naming_row(source, number):
             text = _prompt_text(row, column, tokenizer)
-            settings = template_settings(row) if isinstance(text, list) else {}
-            token_ids = () if is_blank(text) else tokenize_prompt(text, tokenizer, settings)
+            token_ids = () if is_blank(text) else prompt_ids(text, tokenizer, row)
             prompts.append(Prompt(text, token_ids, _other_fields(row, column)))
     return _usable(prompts, source, max_tokens)
+
+
+def prompt_ids(text: Text, tokenizer: "PreTrainedTokenizerBase | None", row: Row) -> tuple[int, ...]:
+    """The tokens of a prompt, by what its row says to the chat template."""
+    if tokenizer is None:
+        return tuple(json.dumps(text).encode())
+    return tokenize_prompt(text, tokenizer, template_settings(row) if isinstance(text, list) else {})
 
 
 def split_prompts(
@@ -105,7 +112,7 @@ def _generated_rows(column: str) -> list[Row]:
     return [{column: text} for text in generate_prompts(NUM_GENERATED, seed=0)]
 
 
-def _prompt_text(row: Row, column: str, tokenizer: "PreTrainedTokenizerBase") -> Text:
+def _prompt_text(row: Row, column: str, tokenizer: "PreTrainedTokenizerBase | None") -> Text:
     if column in row:
         return as_text(row[column])
     chosen, rejected = row.get("chosen"), row.get("rejected")

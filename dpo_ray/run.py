@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dpo_ray.buffer import SnapshotManifest, TrialVotes, read_pair_ids
-from dpo_ray.config import IterativeDPOConfig, JobConfig
+from dpo_ray.config import IterativeDPOConfig, JobConfig, SamplingConfig
 from dpo_ray.evaluation import Evaluation, read_evaluation, summary, win_rate
 from dpo_ray.gate import Verdict, judge_samples
 from dpo_ray.judges import check_judges
@@ -199,21 +199,26 @@ def starting_model(config: JobConfig, terminal: Terminal) -> Path | str:
         return make_starter(config.seed, lambda step, total, loss: on_progress(step, total))
 
 
-def _load_prompts(config: IterativeDPOConfig, folder: Path | str, terminal: Terminal) -> Sequence[Prompt]:
-    tokenizer, longest = load_tokenizer(folder), load_context_length(folder)
-    context = min(longest, config.sampling.max_model_len or longest)
-    room = context - config.sampling.max_new_tokens
+def longest_prompt(folder: Path | str, sampling: SamplingConfig, max_prompt_tokens: int | None) -> int:
+    """Tokens that a prompt may have. ValueError: completions leave it none."""
+    longest = load_context_length(folder)
+    context = min(longest, sampling.max_model_len or longest)
+    room = context - sampling.max_new_tokens
     if room < 1:
         raise ValueError(
-            f"sampling.max_new_tokens={config.sampling.max_new_tokens} leaves no room for a prompt "
+            f"sampling.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt "
             f"in a context of {context} tokens: lower it"
         )
+    return min(room, max_prompt_tokens or room)
+
+
+def _load_prompts(config: IterativeDPOConfig, folder: Path | str, terminal: Terminal) -> Sequence[Prompt]:
     prompt_set = load_prompts(
         config.prompts,
         split=config.prompts_split,
         column=config.prompts_column,
-        tokenizer=tokenizer,
-        max_tokens=min(room, config.max_prompt_tokens or room),
+        tokenizer=load_tokenizer(folder),
+        max_tokens=longest_prompt(folder, config.sampling, config.max_prompt_tokens),
     )
     dropped = {"too long": prompt_set.dropped_too_long, "empty": prompt_set.dropped_empty}
     for reason, count in dropped.items():

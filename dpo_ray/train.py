@@ -28,7 +28,7 @@ from dpo_ray.desk import (
     TrainRound,
     Work,
 )
-from dpo_ray.generation import generate
+from dpo_ray.generation import Drawing, generate
 from dpo_ray.learner import Learner, TrainingError
 from dpo_ray.metrics import StepMetrics, write_steps
 from dpo_ray.parallel import Peers
@@ -195,9 +195,11 @@ class TrainWorker:
         token_ids = generate(
             self._registry.fetch(assignment.version),
             [prompt.token_ids for prompt in own],
-            n=assignment.samples_per_prompt,
-            max_new_tokens=assignment.max_new_tokens,
-            seed=assignment.seed + peers.rank,
+            Drawing(
+                n=assignment.samples_per_prompt,
+                max_new_tokens=assignment.max_new_tokens,
+                seed=assignment.seed + peers.rank,
+            ),
             device=peers.device,
         )
         prompts = [prompt for prompt in own for _ in range(assignment.samples_per_prompt)]

@@ -1,6 +1,7 @@
 """Every setting of every job, in one frozen tree that is parsed before torch is imported."""
 
 from dpo_ray.config.buffer import BufferConfig
+from dpo_ray.config.evaluate import EndpointConfig, EvaluateConfig, HarnessConfig
 from dpo_ray.config.jobs import (
     BetaSweepConfig,
     IterativeDPOConfig,
@@ -11,6 +12,7 @@ from dpo_ray.config.jobs import (
     RewardModelConfig,
     ServeConfig,
     SFTConfig,
+    check_judge_reads,
 )
 from dpo_ray.config.judge import LIVE, BudgetConfig, JudgeConfig, JudgeTerm
 from dpo_ray.config.loss import LossConfig, LossTerm
@@ -36,8 +38,11 @@ __all__ = [
     "BufferConfig",
     "ClusterConfig",
     "EarlyStoppingConfig",
+    "EndpointConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "GateConfig",
+    "HarnessConfig",
     "IterativeDPOConfig",
     "JobConfig",
     "JudgeConfig",
@@ -60,6 +65,7 @@ __all__ = [
     "TrainingConfig",
     "VotesConfig",
     "WarningsConfig",
+    "check_judge_reads",
     "exit_with",
     "parse_config",
 ]

@@ -78,7 +78,7 @@ class IterativeDPOConfig(JobConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_judge(self.judge, self.prompts)
+        check_judge_reads(self.judge, self.prompts)
         served, trained = self.sampling.lora_rank, self.training.lora.rank
         if served not in (0, trained):
             raise ValueError(
@@ -173,7 +173,7 @@ class BetaSweepConfig(OfflineDPOConfig):
     def _check_sweep(self) -> Self:
         if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
             raise ValueError(f"betas={list(self.betas)}: give different positive numbers")
-        _check_judge(self.judge, self.prompts)
+        check_judge_reads(self.judge, self.prompts)
         if any(term.url == LIVE for term in self.judge.terms):
             raise ValueError(f"judge.url={LIVE}: a sweep has no live policy: give the URL of an endpoint")
         return self
@@ -253,7 +253,8 @@ class JudgeQualityConfig(Settings):
     """The judges to measure."""
 
 
-def _check_judge(judge: JudgeConfig, prompts: str) -> None:
+def check_judge_reads(judge: JudgeConfig, prompts: str) -> None:
+    """ValueError: the judge reads only prompts of another source."""
     functions = [term.function for term in judge.terms if term.kind == "function"]
     if prompts != "film_reviews" and any(name.startswith("dpo_ray.film_reviews:") for name in functions):
         raise ValueError(

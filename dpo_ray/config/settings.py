@@ -57,15 +57,19 @@ class Settings(BaseSettings):
     @field_validator("run_dir")
     @classmethod
     def _resolve_run_dir(cls, run_dir: str) -> str:
-        """An absolute folder, or the URL itself.
+        return resolve_run_dir(run_dir)
 
-        A submitted job runs in a temporary copy of the working directory: a relative folder is then below
-        ~/dpo_ray, where it outlives the job.
-        """
-        if "://" in run_dir:
-            return run_dir
-        base = Path.home() / "dpo_ray" if _SUBMITTED_JOB in os.environ else Path.cwd()
-        return str(base / Path(run_dir).expanduser())
+
+def resolve_run_dir(run_dir: str) -> str:
+    """An absolute folder, or the URL itself.
+
+    A submitted job runs in a temporary copy of the working directory: a relative folder is then below
+    ~/dpo_ray, where it outlives the job.
+    """
+    if "://" in run_dir:
+        return run_dir
+    base = Path.home() / "dpo_ray" if _SUBMITTED_JOB in os.environ else Path.cwd()
+    return str(base / Path(run_dir).expanduser())
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from dpo_ray.config import JudgeConfig
 from dpo_ray.report.comparison import (
@@ -29,6 +29,7 @@ from dpo_ray.report.rounds import round_pages
 from dpo_ray.run_warnings import RunWarning, WarningName
 from dpo_ray.storage import Storage
 
+_HERE = Path(__file__).parent
 _LONGEST_TEXT = 1200
 _MOST_PROMPTS = 200
 """In the list of all that are sorted by change."""
@@ -81,7 +82,7 @@ def render(record: RunRecord, samples_of: Callable[[int], Samples]) -> str:
     """The page of a run, every text of the run escaped."""
     reached, versions = result(record), lineage(record)
     changes = sorted_by_change(record, 0, reached.version) if reached.version else []
-    return _template("page.html.jinja").render(
+    return page_template(_HERE / "page.html.jinja").render(
         run=record,
         result=reached,
         warnings=warnings_of(record),
@@ -102,7 +103,7 @@ def render(record: RunRecord, samples_of: Callable[[int], Samples]) -> str:
 
 def render_comparison(runs: Named) -> str:
     """The page of several runs."""
-    return _template("comparison.html.jinja").render(
+    return page_template(_HERE / "comparison.html.jinja").render(
         runs=runs,
         numbers=last_numbers(runs),
         settings={
@@ -133,16 +134,17 @@ def format_number(value: object) -> str:
     return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _template(name: str) -> Any:
+def page_template(path: Path) -> Template:
+    """A page that escapes every text, and has filters for numbers, shares and long texts."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(path.parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters.update(num=format_number, percent=_percent, clip=_clip)
-    return environment.get_template(name)
+    return environment.get_template(path.name)
 
 
 def _write(path: str, html: str) -> str:

@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from dpo_ray.config import (
     CONFIGS,
     BetaSweepConfig,
+    EvaluateConfig,
+    HarnessConfig,
     IterativeDPOConfig,
     JudgeQualityConfig,
     OfflineDPOConfig,
@@ -46,6 +48,8 @@ JOBS: tuple[type[Settings], ...] = (
     ServeConfig,
     RewardModelConfig,
     JudgeQualityConfig,
+    EvaluateConfig,
+    HarnessConfig,
 )
 ALL_SETTINGS = {name: field for job in JOBS for name, field in settings(job)}
 OF_FILE: dict[str, tuple[type[Settings], ...]] = {

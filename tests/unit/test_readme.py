@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from dpo_ray.config import (
     BetaSweepConfig,
+    EvaluateConfig,
+    HarnessConfig,
     IterativeDPOConfig,
     OfflineDPOConfig,
     RewardModelConfig,
@@ -32,6 +34,8 @@ JOBS: dict[str, type[Settings]] = {
     "jobs/sft.py": SFTConfig,
     "jobs/beta_sweep.py": BetaSweepConfig,
     "jobs/reward_model.py": RewardModelConfig,
+    "jobs/evaluate.py": EvaluateConfig,
+    "jobs/harness.py": HarnessConfig,
 }
 
 

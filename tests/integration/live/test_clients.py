@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from dpo_ray.models import load_model, load_tokenizer
+from examples.harness.film_tasks import praise
 from tests.integration.conftest import ROOT, wait_for
 from tests.integration.live.conftest import Service
 
@@ -188,12 +189,6 @@ output_type: generate_until
 generation_kwargs: {until: ["."], max_gen_toks: 8}
 metric_list: [{metric: exact_match}]
 """
-CHOOSING = """
-task: choosing
-output_type: multiple_choice
-doc_to_choice: choices
-metric_list: [{metric: acc}]
-"""
 ROWS = [
     {"prompt": prompt, "choices": ["lovely", "clumsy", "the"], "answer": 0}
     for prompt in ("the film was", "this music felt", "the story was", "the ending felt", "those jokes were")
@@ -234,12 +229,24 @@ def test_lm_eval_has_the_policy_write(
     assert metrics["sample_len"] == len(ROWS)
 
 
-def test_lm_eval_has_the_policy_choose_as_its_weights_do(served: Served, tmp_path: Path) -> None:
-    folder = served.run_dir / "policies" / "v00002"
-    tokenizer = f"tokenizer_backend=huggingface,tokenizer={folder},max_length=64"
-    model = f"--model_args=model=policy@v2,base_url={served.url}/v1/completions,{tokenizer}"
-    metrics = lm_eval(served, tmp_path, CHOOSING, "--model=local-completions", model)
-    assert metrics["acc,none"] == pytest.approx(sum(map(picks_first(folder), ROWS)) / len(ROWS))
+def test_the_harness_job_has_a_pinned_version_choose_as_its_weights_do(served: Served) -> None:
+    pytest.importorskip("lm_eval")
+    where = [f"--run_dir={served.run_dir}", f"--url={served.url}/v1", "--api_key_variable=MY_TOKEN"]
+    what = ["--versions", "2", "--tasks", "film_praise", "--limit=6"]
+    ended = subprocess.run(
+        [sys.executable, "jobs/harness.py", *where, *what],
+        cwd=ROOT,
+        env={**os.environ, "MY_TOKEN": served.user, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert "film_praise acc" in ended.stdout
+    found = json.loads((served.run_dir / "evaluation/harness/v00002.json").read_text())
+    rows: list[Any] = list(praise()["test"])[:6]
+    picks = picks_first(served.run_dir / "policies" / "v00002")
+    assert found["scores"]["film_praise acc"][0] == pytest.approx(sum(map(picks, rows)) / 6)
 
 
 def picks_first(folder: Path) -> Callable[[dict[str, Any]], bool]:

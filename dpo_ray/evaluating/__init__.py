@@ -1,0 +1,1 @@
+"""Policies compared: sampled, judged, measured, and how sure that is."""
