@@ -19,8 +19,9 @@ from rich.table import Table
 from dpo_ray.config import HarnessConfig
 from dpo_ray.evaluating.endpoint import api_key
 from dpo_ray.models import load_context_length
+from dpo_ray.node_files import sha256_file
 from dpo_ray.registry import PolicyRegistry
-from dpo_ray.storage import Storage, files_below, sha256_file
+from dpo_ray.storage import Storage, files_below
 
 _Z95 = 1.96
 _LOG_LINES = 12

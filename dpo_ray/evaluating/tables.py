@@ -7,7 +7,7 @@ from dpo_ray.evaluating.findings import Comparison, Measures
 from dpo_ray.evaluating.outcome import Outcome
 from dpo_ray.evaluating.sentences import interval, percent
 from dpo_ray.evaluating.statistics import Estimate
-from dpo_ray.report import format_number
+from dpo_ray.report.page import format_number
 
 _NONE = "–"
 
