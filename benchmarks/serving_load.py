@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from serving_setup import PORT, Rows, body_of, publish_versions, serve_policy
+from serving_setup import REPLICA_PORT, Rows, body_of, publish_versions, serve_policy
 
 CLIENTS = 16
 PUSHES = 20
@@ -68,7 +68,7 @@ def _publish_copy(registry: Any, version: int) -> None:
 
 async def _client(load: Load, number: int, deadline: float) -> None:
     last = 0
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{REPLICA_PORT}", timeout=60) as client:
         while time.monotonic() < deadline:
             load.requests += 1
             try:
