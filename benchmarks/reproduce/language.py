@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Sentences with rewards, and a reference policy that has learned to write them. P prompts, S sentences."""
+    """S sentences after each of P prompts, their rewards, and a reference policy that writes them."""
 
     folder: Path
     """The reference policy, as transformers and the learner load it."""

@@ -1,4 +1,4 @@
-"""Preference pairs of sampled completions, by certain labels or by labels that err as Bradley and Terry say."""
+"""Pairs of sampled completions, labelled with certainty or with Bradley and Terry's errors."""
 
 import math
 from collections.abc import Sequence
