@@ -143,7 +143,8 @@ def best_of(logps: Tensor, rewards: Tensor, n: int) -> Tensor:
 
     The best has a reward of at most r where all n do: its distribution is the n-th power of the policy's.
     """
-    return torch.stack([_best_of(*row, n) for row in zip(logps.exp(), rewards, strict=True)]).log()
+    best = torch.stack([_best_of(*row, n) for row in zip(logps.exp(), rewards, strict=True)])
+    return best.clamp(min=torch.finfo(best.dtype).tiny).log()
 
 
 def _best_of(probabilities: Tensor, rewards: Tensor, n: int) -> Tensor:
