@@ -1,8 +1,8 @@
 """Which of many completions to pair: the extremes, all with each other, or the best and mean - 2 sigma.
 
-`python benchmarks/reproduce/pair_rules.py [--seeds 0 1 2] [--out docs/evidence]` writes a table, numbers and a
-plot. 400 draws of a prompt of the enumerable language get 4 to 64 completions of the reference each; every arm
-has 200 steps of 64 pairs, labelled by the true reward.
+`python benchmarks/reproduce/pair_rules.py [--seeds 0 1 2] [--out docs/evidence]` writes a table, numbers and
+a plot. 400 draws of a prompt of the enumerable language get 4 to 64 completions of the reference each; every
+arm has 200 steps of 64 pairs, labelled by the true reward.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Weights by how likely the policy is to say a pair (WPO), on stale pairs and on fresh ones.
 
 `python benchmarks/reproduce/wpo.py [--seeds 0 1 2] [--out docs/evidence]` writes a table, numbers and a plot.
-The rounds are those of online.py, beta 0.1: stale pairs all come from the reference, fresh ones from the policy
-of each round.
+The rounds are those of online.py, beta 0.1: stale pairs all come from the reference, fresh ones from the
+policy of each round.
 """
 
 import sys
