@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from fake_cluster import Crash, CrashAt, Faults
-from test_improve import check_events, gates, left_behind, manifests, moves, run_job
+from test_improve import check_events, gates, left_behind, manifests, moves, rows, run_job
 from test_improve import quick_disk as quick_disk
 from test_improve import standing_clock as standing_clock
 
+from dpo_ray.evaluation import read_evaluation, win_rate
 from dpo_ray.registry import PolicyRegistry
 from dpo_ray.storage import Storage
 
@@ -73,3 +74,11 @@ def test_a_crash_anywhere_between_pushes_changes_nothing(tmp_path: Path) -> None
         run_job(folder, rounds=3, push_every_rounds=2, faults=faults)
         assert left_behind(folder) == expected, f"crashed at point {number}, {points.passed[number]}"
         check_events(folder)
+
+
+def test_a_pushed_version_is_compared_with_the_one_that_was_live(tmp_path: Path) -> None:
+    run_job(tmp_path, rounds=6, push_every_rounds=3)
+    storage = Storage(str(tmp_path))
+    start, before, last = (read_evaluation(storage, version) or [] for version in (0, 3, 6))
+    *_, row = rows(tmp_path)
+    assert row["win_rate/vs_previous"] == win_rate(last, before) != win_rate(last, start)
