@@ -35,6 +35,8 @@ EPOCHS = 200
 """Of three steps each."""
 EVERY = 20
 """Steps between two measurements."""
+EVERY_WATCHED = 5
+"""The same where something may stop the training: at high rates the damage is done within 20 steps."""
 LEAST_FALL = 0.3
 """Reward that the changed letter costs, at least."""
 
@@ -55,10 +57,11 @@ class Bed(NamedTuple):
 
     def run(self, loss: dict[str, Any], rate: float, stopping: dict[str, Any]) -> Arm:
         """One training, measured on the way; `stopping` may end it."""
-        early = {"eval_every_steps": EVERY, **stopping}
+        every = EVERY_WATCHED if stopping else EVERY
+        early = {"eval_every_steps": every, **stopping}
         learner = self.language.learner(loss=loss, learning_rate=rate, epochs=EPOCHS, early_stopping=early)
         plan = RoundPlan(self.pairs, seed=self.seed, held_out=self.held_out)
-        trace = train(self.language, learner, plan, every=EVERY)
+        trace = train(self.language, learner, plan, every=every)
         return {"trace": [self._row(measured) for measured in trace]}
 
     def _row(self, measured: Measured) -> list[float]:
