@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.reproduce.language import (
     NUM_PROMPTS,
@@ -112,6 +113,7 @@ def learned_rewards(
     language: Language, pairs: Sequence[Pair], held_out: Sequence[Pair], *, seed: int
 ) -> tuple[Tensor, float]:
     """[P, S] rewards of a model that starts at the reference and learns from the pairs; held-out accuracy."""
+    set_verbosity_error()  # That the head is new is known.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, _ = load_reward_model(language.folder)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.reproduce.displacement_evidence import LOSSES, RATES, RULES, claims, plot, tables
+from benchmarks.reproduce.displacement_evidence import LOSSES, RATES, RULES, arm_names, claims, plot, tables
 from benchmarks.reproduce.language import (
     LETTERS,
     NUM_PROMPTS,
@@ -62,7 +62,10 @@ class Bed(NamedTuple):
         learner = self.language.learner(loss=loss, learning_rate=rate, epochs=EPOCHS, early_stopping=early)
         plan = RoundPlan(self.pairs, seed=self.seed, held_out=self.held_out)
         trace = train(self.language, learner, plan, every=every)
-        return {"trace": [self._row(measured) for measured in trace]}
+        kept = (
+            trace[-1:] if stopping else trace
+        )  # Up to where it ends, the way is that of the whole training.
+        return {"trace": [self._row(measured) for measured in kept]}
 
     def _row(self, measured: Measured) -> list[float]:
         """Step, KL, reward, gap, mean log-ratio of the chosen, share below 0, held-out accuracy."""
@@ -111,21 +114,15 @@ def chosen_ratios(language: Language, pairs: Sequence[Pair], logps: Tensor) -> T
 
 
 def arms(bed: Bed) -> dict[str, Callable[[], Arm]]:
-    """Every loss at every rate to the end, and DPO with every rule that may stop it."""
-    whole = {
-        f"{name}, {rate:g}": partial(bed.run, loss, rate, {})
-        for name, loss in LOSSES.items()
-        for rate in RATES
-    }
-    stopped = {
-        f"DPO, {rate:g}, {name}": partial(bed.run, LOSSES["DPO"], rate, rule)
-        for name, rule in RULES.items()
-        for rate in RATES
-    }
-    return whole | stopped
+    """Those of `arm_names`."""
+    whole = [partial(bed.run, loss, rate, {}) for loss in LOSSES.values() for rate in RATES]
+    stopped = [partial(bed.run, LOSSES["DPO"], rate, rule) for rule in RULES.values() for rate in RATES]
+    return dict(zip(arm_names(), [*whole, *stopped], strict=True))
 
 
 def measure(results: Results, seed: int) -> None:
+    if not results.lacks(seed, arm_names()):
+        return
     with tempfile.TemporaryDirectory() as folder:
         for name, arm in arms(Bed.make(seed, Path(folder))).items():
             results.run(seed, name, arm)

@@ -26,6 +26,12 @@ RULES: dict[str, dict[str, Any]] = {
 """What may end a training, of the settings of `early_stopping`."""
 
 
+def arm_names() -> list[str]:
+    """Every loss at every rate to the end, and DPO with every rule that may stop it."""
+    whole = [f"{loss}, {rate:g}" for loss in LOSSES for rate in RATES]
+    return [*whole, *(f"DPO, {rate:g}, {rule}" for rule in RULES for rate in RATES)]
+
+
 class State(NamedTuple):
     """A policy after some steps."""
 

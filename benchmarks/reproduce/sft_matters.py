@@ -76,8 +76,11 @@ class Bed:
         held_out = self._pairs[NUM_PAIRS : NUM_PAIRS + HELD_OUT_PAIRS]
         plan = RoundPlan(self._pairs[:NUM_PAIRS], seed=self.seed, held_out=held_out)
         trace = train(self.start, learner, plan, every=EVERY)
+        kept = (
+            trace[-1:] if stopping else trace
+        )  # Up to where it ends, the way is that of the whole training.
         start = self._state(0, self.start.reference)
-        return {"trace": [start, *(self._state(measured.step, measured.logps) for measured in trace)]}
+        return {"trace": [start, *(self._state(measured.step, measured.logps) for measured in kept)]}
 
     def _state(self, step: int, logps: torch.Tensor) -> State:
         point = self.written.point(logps)
