@@ -41,7 +41,7 @@ class Bed:
         self._sample = partial(
             self.language.sample, self.language.reference, per_prompt=4, generator=generator
         )
-        self._train, self._held_out = self._sample(num_prompts=1120), self._sample(num_prompts=240)
+        self._train, self._held_out = self._sample(num_prompts=1200), self._sample(num_prompts=240)
 
     def pairs(self, labels: Labels) -> list[Pair]:
         """All six pairs of four completions of the reference."""

@@ -146,9 +146,9 @@ def train(language: Language, learner: Learner, plan: RoundPlan, *, every: int) 
     trace: list[Measured] = []
 
     def measure(metrics: dict[str, float], num_steps: int) -> None:
-        if len(seen) % every == every - 1 or "eval/loss" in metrics:
-            trace.append(measured(metrics))
         seen.append(metrics)
+        if len(seen) % every == 0:
+            trace.append(measured(metrics))
 
     def measured(metrics: dict[str, float]) -> Measured:
         logps = exact_logps(learner.model)
