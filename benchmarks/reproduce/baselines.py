@@ -33,7 +33,7 @@ class Reinforce:
     rewards: Tensor
     """[P, S] what it is rewarded with."""
     beta: float
-    num_draws: int = 64
+    num_draws: int = 32
     """Prompts in a step, each with `per_prompt` fresh completions."""
     per_prompt: int = 4
     learning_rate: float = 3e-3
@@ -123,7 +123,7 @@ def learned_rewards(
         pairs="",
         epochs=4,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         seed=seed,
     )
     train_reward_model(model, _examples(pairs), config, lambda done, total: None)
