@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.reproduce.language import (
     NUM_PROMPTS,
@@ -32,7 +33,7 @@ class Reinforce:
     rewards: Tensor
     """[P, S] what it is rewarded with."""
     beta: float
-    num_draws: int = 64
+    num_draws: int = 32
     """Prompts in a step, each with `per_prompt` fresh completions."""
     per_prompt: int = 4
     learning_rate: float = 3e-3
@@ -112,6 +113,7 @@ def learned_rewards(
     language: Language, pairs: Sequence[Pair], held_out: Sequence[Pair], *, seed: int
 ) -> tuple[Tensor, float]:
     """[P, S] rewards of a model that starts at the reference and learns from the pairs; held-out accuracy."""
+    set_verbosity_error()  # That the head is new is known.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, _ = load_reward_model(language.folder)
@@ -121,7 +123,7 @@ def learned_rewards(
         pairs="",
         epochs=4,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         seed=seed,
     )
     train_reward_model(model, _examples(pairs), config, lambda done, total: None)

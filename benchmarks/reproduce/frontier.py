@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.reproduce.baselines import Reinforce, best_of, learned_rewards, unlikelihood
 from benchmarks.reproduce.frontier_evidence import BETAS, CERTAIN, FAMILIES, claims, plot, table
-from benchmarks.reproduce.language import Point, build, exact_logps, train
+from benchmarks.reproduce.language import Language, Point, build, exact_logps, train
 from benchmarks.reproduce.preferences import Labels, labelled_pairs
 from benchmarks.reproduce.results import Arm, Results, results_of
 from dpo_ray.rounds import RoundPlan
@@ -41,7 +41,7 @@ class Bed:
         self._sample = partial(
             self.language.sample, self.language.reference, per_prompt=4, generator=generator
         )
-        self._train, self._held_out = self._sample(num_prompts=1120), self._sample(num_prompts=240)
+        self._train, self._held_out = self._sample(num_prompts=1200), self._sample(num_prompts=240)
 
     def pairs(self, labels: Labels) -> list[Pair]:
         """All six pairs of four completions of the reference."""
@@ -67,9 +67,9 @@ class Bed:
         }
 
     def reward_model(self) -> Arm:
+        """How good the learned reward is: on held-out labels, and as the reference meets the sentences."""
         rewards, accuracy = self.learned
-        both = torch.stack([rewards, self.language.rewards], dim=1)
-        return {"accuracy": accuracy, "correlation": sum(float(each.corrcoef()[0, 1]) for each in both) / 4}
+        return {"accuracy": accuracy, "correlation": correlation(self.language, rewards)}
 
     def preference(self, labels: Labels, **loss: Any) -> Arm:
         """The learner's own training."""
@@ -93,6 +93,14 @@ class Bed:
 
     def _arm(self, trace: Iterable[tuple[int, Point]]) -> Arm:
         return {"trace": [[step, *point, self.language.gap(point)] for step, point in trace]}
+
+
+def correlation(language: Language, rewards: Tensor) -> float:
+    """Of [P, S] rewards with the true ones under the reference, as a mean over the prompts."""
+    weights = language.reference.exp()
+    ours, true = (each - (weights * each).sum(1, keepdim=True) for each in (rewards, language.rewards))
+    spread = (weights * ours**2).sum(1) * (weights * true**2).sum(1)
+    return ((weights * ours * true).sum(1) / spread.sqrt()).mean().item()
 
 
 def arms(bed: Bed) -> dict[str, Callable[[], Arm]]:

@@ -79,7 +79,8 @@ class Numbers:
     def dpo_gap_at(self, seed: int, kl: float) -> float:
         """DPO's gap at some KL, between its two neighbouring betas."""
         ends = sorted((self.kl(seed, name), self.gap(seed, name)) for name in FAMILIES["DPO"])
-        return float(numpy.interp(kl, *zip(*ends, strict=True)))
+        kls, gaps = zip(*ends, strict=True)
+        return float(numpy.interp(kl, kls, gaps))
 
     def lead_over(self, family: str, seed: int) -> float:
         """By how much DPO is nearer to the frontier at the same KL, where that is least."""

@@ -116,6 +116,8 @@ class Measured(NamedTuple):
     point: Point
     metrics: dict[str, float]
     """Of the step, and of held-out pairs where they were looked at."""
+    logps: Tensor
+    """[P, S] log-probs of the policy."""
 
 
 def build(seed: int, folder: Path, *, sft_steps: int = 400) -> Language:
@@ -144,12 +146,13 @@ def train(language: Language, learner: Learner, plan: RoundPlan, *, every: int) 
     trace: list[Measured] = []
 
     def measure(metrics: dict[str, float], num_steps: int) -> None:
-        if len(seen) % every == every - 1 or "eval/loss" in metrics:
-            trace.append(measured(metrics))
         seen.append(metrics)
+        if len(seen) % every == 0:
+            trace.append(measured(metrics))
 
     def measured(metrics: dict[str, float]) -> Measured:
-        return Measured(learner.step, language.point(exact_logps(learner.model)), metrics)
+        logps = exact_logps(learner.model)
+        return Measured(learner.step, language.point(logps), metrics, logps)
 
     seen: list[dict[str, float]] = []
     train_round(learner, plan, on_step=measure)
