@@ -6,22 +6,24 @@ from random import Random
 from typing import Any, get_args
 
 import ray
+import torch
 from ray import serve
 
 from benchmarks.reproduce.film_labels import certain
 from benchmarks.reproduce.preferences import Labels, labelled_pairs
 from dpo_ray.buffer import SnapshotQuery
 from dpo_ray.buffer_actor import buffer_actor
-from dpo_ray.config import IterativeDPOConfig, parse_config
-from dpo_ray.desk import EvaluatePairs, ScoreWithStart
+from dpo_ray.config import IterativeDPOConfig, TrainingConfig, parse_config
+from dpo_ray.desk import EvaluatePairs, ScoreWithStart, TrainerDesk
 from dpo_ray.evaluation import mean
 from dpo_ray.judges.function import judge_completions
 from dpo_ray.machines import connect
+from dpo_ray.parallel import Peers
 from dpo_ray.run import open_run
 from dpo_ray.sampler import Sampler
 from dpo_ray.starter import make_starter
 from dpo_ray.terminal import Terminal
-from dpo_ray.train import TrainerGroup
+from dpo_ray.train import TrainWorker
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSequence
 from serve.deployment import deploy, wait_until_serving
 from serve.settings import ReplicaSettings
@@ -77,6 +79,12 @@ class Bed:
             ray.get(self._buffer.put.remote([replace(pairs[place], source=labels) for place in chosen]))
         return sum(alike[0][place].chosen_ids != alike[1][place].chosen_ids for place in chosen)
 
+    def worker(self, training: TrainingConfig) -> TrainWorker:
+        """What Ray Train runs in each of its processes, here in this one: a group would start slowly."""
+        torch.set_num_threads(1)
+        desk = ray.remote(num_cpus=0)(TrainerDesk).remote()
+        return TrainWorker(self.run.storage, training, Peers(), desk)
+
     def declare(self, round_: int, labels: Labels) -> None:
         """The snapshot of a round: all pairs with these labels."""
         query = SnapshotQuery(
@@ -89,13 +97,13 @@ class Bed:
         ray.get(self._buffer.declare_snapshot.remote(query, live_version=0, retention_rounds=None))
 
 
-def evaluate(bed: Bed, trainers: TrainerGroup, version: int) -> dict[str, float]:
+def evaluate(bed: Bed, worker: TrainWorker, version: int) -> dict[str, float]:
     """Reward, and KL to the start both ways: added up over whole distributions, and of the tokens alone."""
     scored = bed.sample(bed.run.held_out, per_prompt=PER_PROMPT, seed=str(version))
     completions = [item.completion for item in scored]
-    kl = trainers.run(EvaluatePairs(version, tuple(as_pairs(completions))))["kl/reference"]
+    kl = worker.do(EvaluatePairs(version, tuple(as_pairs(completions))))["kl/reference"]
     sequences = tuple(TokenSequence(c.prompt.token_ids, c.token_ids) for c in completions)
-    start_logps = trainers.run(ScoreWithStart(sequences))
+    start_logps = worker.do(ScoreWithStart(sequences))
     return {
         "reward": mean(rewards_of(scored)),
         "kl": kl,

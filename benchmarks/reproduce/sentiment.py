@@ -18,7 +18,7 @@ from benchmarks.reproduce.results import Results, results_of
 from benchmarks.reproduce.sentiment_evidence import ARMS, Trained, claims, plot, table
 from dpo_ray.config import TrainingConfig
 from dpo_ray.desk import TrainRound
-from dpo_ray.train import TrainerGroup
+from dpo_ray.train import TrainWorker
 
 EPOCHS = 5
 TRAINING: dict[str, Any] = {
@@ -53,16 +53,13 @@ def train_arm(bed: Bed, number: int, arm: Trained) -> dict[str, Any]:
     """Train from the start; reward and KL after each epoch."""
     began = time.perf_counter()
     training = TrainingConfig.model_validate({**TRAINING, "loss": {"type": arm.loss, "beta": arm.beta}})
-    trainers = TrainerGroup(bed.config.run_dir, training)
-    try:
-        points = [train_epoch(bed, trainers, arm, number, epoch) for epoch in range(EPOCHS)]
-    finally:
-        trainers.close()
+    worker = bed.worker(training)
+    points = [train_epoch(bed, worker, arm, number, epoch) for epoch in range(EPOCHS)]
     columns = {name: [point[name] for point in points] for name in points[0]}
     return {**columns, "wall_s": time.perf_counter() - began}
 
 
-def train_epoch(bed: Bed, trainers: TrainerGroup, arm: Trained, number: int, epoch: int) -> dict[str, float]:
+def train_epoch(bed: Bed, worker: TrainWorker, arm: Trained, number: int, epoch: int) -> dict[str, float]:
     """One epoch makes one policy version, which goes live and answers."""
     version = number * EPOCHS + epoch + 1
     bed.declare(version - 1, arm.labels)
@@ -73,9 +70,9 @@ def train_epoch(bed: Bed, trainers: TrainerGroup, arm: Trained, number: int, epo
         seed=bed.config.seed,
         canaries=bed.run.canary_sequences(),
     )
-    trainers.run(assignment)
+    worker.do(assignment)
     bed.push(version)
-    return evaluate(bed, trainers, version)
+    return evaluate(bed, worker, version)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
