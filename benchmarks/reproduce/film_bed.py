@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
@@ -28,6 +29,7 @@ from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion, TokenSeque
 from serve.deployment import deploy, wait_until_serving
 from serve.settings import ReplicaSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 PER_PROMPT = 4
 HELD_OUT = 96
 """Openings that are answered when a version is measured, each by `PER_PROMPT` completions."""
@@ -41,9 +43,8 @@ class Bed:
     def __init__(self, seed: int) -> None:
         start = make_starter(0, lambda step, total, loss: None)
         settings = {
-            "--config": "configs/tiny.yaml",
             "--model": str(start),
-            "--run_dir": f"runs/reproduce/sentiment_{seed}",
+            "--run_dir": str(ROOT / f"runs/reproduce/sentiment_{seed}"),
             "--seed": seed,
             "--serving.port": 8131,
             "--sampling.prompts_per_round": 224,
@@ -70,7 +71,7 @@ class Bed:
         return judge_completions(certain, "certain", completions)
 
     def fill_buffer(self) -> int:
-        """Put the same pairs of the start's completions with both kinds of labels; how many of each."""
+        """Put the same pairs of the start's completions with both kinds of labels; how many differ."""
         self.push(0)
         scored = self.sample(self.run.prompts(0), per_prompt=PER_PROMPT, seed="pairs")
         alike = [labelled_pairs(scored, labels, per_prompt=PER_PROMPT, seed=0) for labels in get_args(Labels)]

@@ -151,7 +151,7 @@ def table(results: Results) -> str:
 
 
 def plot(results: Results) -> Figure:
-    """J as a share of the optimum's would hide the sign: its distance to the optimum instead."""
+    """How far J stays below what can be reached, which is another number for each seed."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, beta in zip(panels, BETAS, strict=True):
         for place, way in enumerate(WAYS):
@@ -165,7 +165,7 @@ def plot(results: Results) -> Figure:
         axes.set(title=f"β {beta:g}", xticks=range(len(WAYS)))
         axes.set_xticklabels([way.replace(", ", ",\n").replace("round's ", "round's\n") for way in WAYS])
         axes.grid(alpha=0.3, axis="y")
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("J of the optimum less J reached\n(a marker per seed, a line for their mean)")
     return figure
 

@@ -118,7 +118,7 @@ def table(results: Results) -> str:
 
 def plot(results: Results) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    labels = {"reward": "mean reward", "gap": "reward below the frontier at the same KL"}
+    labels = {"reward": "mean reward", "gap": "reward below the frontier"}
     for axes, (name, label) in zip(panels, labels.items(), strict=True):
         for number, rule in enumerate(RULES):
             counts = [num for each, num in arms() if each == rule]

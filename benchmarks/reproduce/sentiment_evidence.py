@@ -148,12 +148,12 @@ def table(results: Results) -> str:
 def plot(results: Results) -> Figure:
     """The frontier with all points, and KL over the epochs."""
     figure, (frontier, dpo, ipo) = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
-    start = [reward for seed in results.seeds for reward in results.of(seed, "start")["rewards"]]
-    best = [tilted(start, beta) for beta in np.geomspace(0.05, 100, 200)]
+    seed = results.seeds[0]
+    best = [tilted(results.of(seed, "start")["rewards"], beta) for beta in np.geomspace(0.05, 100, 200)]
     frontier.plot([p.kl for p in best], [p.reward for p in best], color="black", label="frontier")
     for number, (loss, labels) in enumerate(product(("sigmoid", "ipo"), get_args(Labels))):
         arms = [arm for arm in ARMS if (arm.loss, arm.labels) == (loss, labels)]
-        points = [p for seed in results.seeds for arm in arms for p in trace(results, seed, arm)]
+        points = [point for arm in arms for point in trace(results, seed, arm)]
         frontier.plot(
             [point.kl for point in points],
             [point.reward for point in points],
@@ -165,7 +165,7 @@ def plot(results: Results) -> Figure:
     frontier.set(
         xlabel="KL to the start, nats per review", ylabel=f"true reward (praise: {SCALE:g}, blame: 0)"
     )
-    frontier.set_title("Reward against KL, after each epoch")
+    frontier.set_title(f"Reward against KL after each epoch, seed {seed}")
     frontier.legend(fontsize=8, loc="lower right")
     for axes, loss in ((dpo, "sigmoid"), (ipo, "ipo")):
         draw_kls(axes, results, loss)
@@ -188,4 +188,8 @@ def draw_kls(axes: Axes, results: Results, loss: str) -> None:
             marker=MARKERS[number],
             label=f"β {beta:g}, {TITLES[labels]}",
         )
-    axes.set(xlabel="epoch (40 steps)", ylabel="KL to the start, nats per review", title=TITLES[loss])
+    axes.set(
+        xlabel="epoch (40 steps)",
+        ylabel="KL to the start, nats per review",
+        title=f"{TITLES[loss]}, mean of the seeds",
+    )
