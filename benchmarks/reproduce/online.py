@@ -8,7 +8,9 @@ labelled, and 80 steps; rewards and KLs are exact.
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal, assert_never, get_args
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -20,10 +22,11 @@ from benchmarks.reproduce.language_rounds import Rounds, improve
 from benchmarks.reproduce.results import COLOURS, MARKERS, Results, results_of
 
 BETAS = (0.3, 0.1)
-WAYS = ("offline", "online", "online, newest pairs", "online, each round's own reference")
+Way = Literal["offline", "online", "online, newest pairs", "online, each round's own reference"]
+WAYS: tuple[Way, ...] = get_args(Way)
 
 
-def rounds_of(way: str, beta: float) -> Rounds:
+def rounds_of(way: Way, beta: float) -> Rounds:
     match way:
         case "offline":
             return Rounds(beta, push_every=6)
@@ -34,10 +37,10 @@ def rounds_of(way: str, beta: float) -> Rounds:
         case "online, each round's own reference":
             return Rounds(beta, reference="round_start")
         case _:
-            raise ValueError(f"{way} is none of {', '.join(WAYS)}")
+            assert_never(way)
 
 
-def arm_name(way: str, beta: float) -> str:
+def arm_name(way: Way, beta: float) -> str:
     return f"{way}, β {beta:g}"
 
 
@@ -61,64 +64,40 @@ def optimal_j(language: Language, beta: float) -> float:
 
 
 def claims(results: Results) -> list[Claim]:
-    def difference(number: str, one: str, other: str, beta: float) -> dict[int, float]:
-        return results.by_seed(
-            lambda seed: (
-                results.of(seed, arm_name(one, beta))[number]
-                - results.of(seed, arm_name(other, beta))[number]
-            )
-        )
-
-    every = []
-    for beta in BETAS:
-        gains = difference("J", "online", "offline", beta)
-        every += [
-            Claim(f"β {beta:g}: J of online less that of offline", ">", 0, gains),
-            Claim(f"β {beta:g}: the same, mean of the seeds", ">", 0.15, mean_of(gains)),
-            Claim(
-                f"β {beta:g}: reward of online less that of offline",
-                ">",
-                0,
-                difference("reward", "online", "offline", beta),
-            ),
-        ]
     newest, own = WAYS[2:]
+    late = partial(difference, results, beta=0.3)
+    budget = results.by_seed(
+        lambda seed: max(difference(results, "labels", "online", "offline", beta=b)[seed] for b in BETAS)
+    )
     return [
-        *every,
+        *(claim for beta in BETAS for claim in gains(results, beta)),
+        Claim("labels of online less those of offline (none more)", "<=", 0, budget),
+        Claim("β 0.3: J of newest pairs only, less that of all", "<", 0, late("J", newest, "online")),
+        Claim("β 0.3: the same, less that of offline", "<", 0.15, late("J", newest, "offline")),
         Claim(
-            "labels of online less those of offline (none more)",
-            "<=",
-            0,
-            results.by_seed(
-                lambda seed: max(
-                    results.of(seed, arm_name("online", beta))["labels"]
-                    - results.of(seed, arm_name("offline", beta))["labels"]
-                    for beta in BETAS
-                )
-            ),
+            "β 0.3: reward with each round's own reference, less fixed", ">", 0, late("reward", own, "online")
         ),
-        Claim(
-            "β 0.3: J of newest pairs only, less that of all", "<", 0, difference("J", newest, "online", 0.3)
-        ),
-        Claim(
-            "β 0.3: the same, less that of offline (replay is what gains)",
-            "<",
-            0.15,
-            difference("J", newest, "offline", 0.3),
-        ),
-        Claim(
-            "β 0.3: reward with each round's own reference, less fixed",
-            ">",
-            0,
-            difference("reward", own, "online", 0.3),
-        ),
-        Claim(
-            "β 0.3: KL with each round's own reference, less fixed",
-            ">",
-            0,
-            difference("kl", own, "online", 0.3),
-        ),
+        Claim("β 0.3: KL with each round's own reference, less fixed", ">", 0, late("kl", own, "online")),
     ]
+
+
+def gains(results: Results, beta: float) -> list[Claim]:
+    """What sampling the policy itself is said to bring."""
+    objective = difference(results, "J", "online", "offline", beta=beta)
+    reward = difference(results, "reward", "online", "offline", beta=beta)
+    return [
+        Claim(f"β {beta:g}: J of online less that of offline", ">", 0, objective),
+        Claim(f"β {beta:g}: the same, mean of the seeds", ">", 0.15, mean_of(objective)),
+        Claim(f"β {beta:g}: reward of online less that of offline", ">", 0, reward),
+    ]
+
+
+def difference(results: Results, number: str, one: Way, other: Way, *, beta: float) -> dict[int, float]:
+    """Of a number between two ways, by seed."""
+    names = arm_name(one, beta), arm_name(other, beta)
+    return results.by_seed(
+        lambda seed: results.of(seed, names[0])[number] - results.of(seed, names[1])[number]
+    )
 
 
 def mean_of(by_seed: dict[int, float]) -> dict[int, float]:

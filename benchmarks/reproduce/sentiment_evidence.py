@@ -72,38 +72,34 @@ def least_fall(results: Results, seed: int, labels: Labels) -> float:
 def claims(results: Results) -> list[Claim]:
     """Bounds as for the enumerable language; KLs are compared after all steps and after a fifth of them."""
     by_seed = results.by_seed
-    every = [
-        Claim(
-            "points above the frontier, by standard errors",
-            "<=",
-            3,
-            by_seed(lambda seed: errors_above(results, seed)),
-        )
-    ]
-    for labels in get_args(Labels):
-        fall = by_seed(lambda seed, labels=labels: least_fall(results, seed, labels))
-        every.append(Claim(f"{TITLES[labels]} labels: β is a dial of DPO's KL, least factor", ">", 1, fall))
-    for bound in (0.1, 0.5), (0.2, 1.25):
-        gap = by_seed(lambda seed, kl=bound[1]: worst_gap(results, seed, kl=kl))
-        every.append(
-            Claim(
-                f"Bradley-Terry labels: DPO's gap to the frontier where KL ≤ {bound[1]}", "<=", bound[0], gap
-            )
-        )
-    for beta in (1.0, 5.0):
-        grown = by_seed(lambda seed, b=beta: growth(results, seed, Trained("sigmoid", "certain", b)))
-        every.append(Claim(f"certain labels, β {beta:g}: DPO's KL, last over first epoch", ">", 1.8, grown))
-    for beta in (1.0, 5.0):
-        kept = by_seed(lambda seed, b=beta: growth(results, seed, Trained("ipo", "certain", b)))
-        every.append(Claim(f"certain labels, β {beta:g}: IPO's KL, last over first epoch", ">=", 0.9, kept))
-        every.append(Claim("the same, from above", "<=", 1.1, kept))
+    above = by_seed(lambda seed: errors_above(results, seed))
+    near, far = (by_seed(lambda seed, kl=kl: worst_gap(results, seed, kl=kl)) for kl in (0.5, 1.25))
+    certain, erring = (
+        by_seed(lambda seed, labels=labels: least_fall(results, seed, labels)) for labels in get_args(Labels)
+    )
     factor = by_seed(lambda seed: furthest_factor(results, seed))
-    every.append(
-        Claim("Bradley-Terry labels, β ≥ 1: DPO's KL within a factor of the optimum's", "<=", 2, factor)
+    return [
+        Claim("points above the frontier, by standard errors", "<=", 3, above),
+        Claim("certain labels: β is a dial of DPO's KL, least factor", ">", 1, certain),
+        Claim("Bradley-Terry labels: the same", ">", 1, erring),
+        Claim("Bradley-Terry labels: DPO's gap to the frontier where KL ≤ 0.5", "<=", 0.1, near),
+        Claim("Bradley-Terry labels: DPO's gap to the frontier where KL ≤ 1.25", "<=", 0.2, far),
+        Claim("Bradley-Terry labels, β ≥ 1: DPO's KL within a factor of the optimum's", "<=", 2, factor),
+        *(claim for beta in (1.0, 5.0) for claim in growths(results, beta)),
+        Claim("the two estimates of KL apart, as a share", "<=", 0.1, by_seed(lambda s: apart(results, s))),
+    ]
+
+
+def growths(results: Results, beta: float) -> list[Claim]:
+    """On certain labels, KL after all epochs over KL after the first: DPO's grows, IPO's stays."""
+    dpo, ipo = (
+        results.by_seed(lambda seed, loss=loss: growth(results, seed, Trained(loss, "certain", beta)))
+        for loss in ("sigmoid", "ipo")
     )
     return [
-        *every,
-        Claim("the two estimates of KL apart, as a share", "<=", 0.1, by_seed(lambda s: apart(results, s))),
+        Claim(f"certain labels, β {beta:g}: DPO's KL, last over first epoch", ">", 1.8, dpo),
+        Claim(f"certain labels, β {beta:g}: IPO's KL, last over first epoch", ">=", 0.9, ipo),
+        Claim("the same, from above", "<=", 1.1, ipo),
     ]
 
 
