@@ -37,14 +37,14 @@ def measure(results: Results, seed: int) -> None:
     if not results.lacks(seed, ["start", *(arm.name for arm in ARMS)]):
         return
     bed = Bed(seed)
-    results.run(seed, "start", lambda: measure_start(bed))
+    num_turned = bed.fill_buffer()
+    results.run(seed, "start", lambda: measure_start(bed, num_turned))
     for number, arm in enumerate(ARMS):
         results.run(seed, arm.name, lambda number=number, arm=arm: train_arm(bed, number, arm))
 
 
-def measure_start(bed: Bed) -> dict[str, Any]:
+def measure_start(bed: Bed, num_turned: int) -> dict[str, Any]:
     """The start's rewards on held-out openings, and the share of labels that err."""
-    num_turned = bed.fill_buffer()
     scored = bed.sample(bed.run.held_out, per_prompt=16, seed="start")
     return {"rewards": rewards_of(scored), "turned": num_turned / PAIRS}
 
