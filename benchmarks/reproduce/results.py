@@ -49,13 +49,17 @@ class Results:
         measured = _rounded(arm())
         of_seed[name] = {**measured, "cpu_s": round(time.process_time() - began, 2)}
         print(f"seed {seed}: {name}, {of_seed[name]['cpu_s']} s", flush=True)
-        rows = [
-            f'"{seed}": {{\n'
-            + ",\n".join(f"{json.dumps(n)}: {json.dumps(a)}" for n, a in arms.items())
-            + "\n}"
-            for seed, arms in sorted(self.arms.items())
-        ]
-        self._json.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+        self._save()
+
+    def _save(self) -> None:
+        """One line for each arm; aside first, so that a killed run leaves what was there."""
+        seeds = []
+        for seed, arms in sorted(self.arms.items()):
+            lines = (f"{json.dumps(n, ensure_ascii=False)}: {json.dumps(arm)}" for n, arm in arms.items())
+            seeds.append(f'"{seed}": {{\n' + ",\n".join(lines) + "\n}")
+        aside = self._json.with_suffix(".tmp")
+        aside.write_text("{\n" + ",\n".join(seeds) + "\n}\n")
+        aside.replace(self._json)
 
     def of(self, seed: int, name: str) -> Arm:
         return self.arms[str(seed)][name]
