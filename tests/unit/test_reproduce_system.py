@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from benchmarks.reproduce.language_rounds import Rounds, drawn, improve
 from benchmarks.reproduce.results import Results
 from benchmarks.reproduce.sentiment_evidence import ARMS, Trained, claims, errors_above, growth
 from benchmarks.reproduce.tilted import most_reward, tilted
+from dpo_ray.buffer import PreferenceBuffer, default_url
 from dpo_ray.config import IterativeDPOConfig
+from dpo_ray.evaluation import EvaluatedCompletion, write_evaluation
+from dpo_ray.storage import Storage
 from dpo_ray.types import Completion, Pair, Prompt, ScoredCompletion
 
 HALF = [0.0, 1.0]
@@ -143,6 +146,23 @@ def test_the_settings_of_the_staleness_jobs_hold_and_refuse_no_candidate() -> No
     config = IterativeDPOConfig.model_validate(staleness.SETTINGS)
     assert config.gate.min_win_rate is config.gate.max_degenerate_rise is None
     assert config.rounds == max(staleness.INTERVALS)
+
+
+def test_a_run_is_measured_by_its_last_version_and_its_pairs_by_who_wrote_them(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    rows = [
+        EvaluatedCompletion(0, "p", "t", 9.0, 16, 5, logp, -4.0, {"true": true, "grammatical": 1.0})
+        for logp, true in ((-2.0, 1.0), (-3.0, 3.0))
+    ]
+    write_evaluation(storage, staleness.ROUNDS, rows)
+    buffer = PreferenceBuffer(default_url(storage), storage)
+    buffer.put([replace(pair(n), round=n, policy_version=n // 4 * 4) for n in range(1, 8)])
+    buffer.put([replace(pair(9), round=9, policy_version=9)])  # The sampler holds 8 then.
+    buffer.close()
+    measured = staleness.measured(tmp_path, 4)
+    assert (measured["reward"], measured["kl"]) == (2.0, 1.5)
+    assert measured["J"] == pytest.approx(2.0 - 0.3 * 1.5)
+    assert (measured["labels"], measured["wrong_version"]) == (8, 1)
 
 
 def made_results(tmp_path: Path) -> Results:
