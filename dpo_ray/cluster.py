@@ -74,13 +74,15 @@ class Cluster:
                 )
             )
 
-    def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
-        """The candidate that the round makes; a finished one is returned as it is."""
+    def train(
+        self, snapshot: SnapshotManifest, parent: int, canaries: tuple[tuple[int, ...], ...]
+    ) -> PolicyManifest:
+        """The candidate that the round makes of `parent`; a finished one is returned as it is."""
         candidate = snapshot.round + 1
         if not self._registry.has(candidate):
             assignment = TrainRound(
                 round=snapshot.round,
-                parent=self._live(),
+                parent=parent,
                 candidate=candidate,
                 seed=self._config.seed,
                 canaries=canaries,

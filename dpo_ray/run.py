@@ -101,6 +101,22 @@ class Run:
         assert live is not None, "open_run promotes version 0"
         return live
 
+    def parent(self) -> int:
+        """The version that training goes on from: the round before's, or the live one where that was refused.
+
+        Also the live one where a person has moved LIVE since.
+        """
+        *_, last = [row for row in self.folder.rows() if row["kind"] == "round"] or [None]
+        live = self.live()
+        if last is None or not last["gate/passed"] or last["policy_version"] != live:
+            return live
+        return last["round"] + 1
+
+    def is_push_due(self, round_: int) -> bool:
+        """Whether the round's candidate goes to the sampler; others are only trained on."""
+        done = round_ + 1
+        return done % self.config.sampling.push_every_rounds == 0 or done == self.config.rounds
+
     def verdict(self, version: int, votes: TrialVotes) -> Verdict:
         """What the gate says of an evaluated version."""
         candidate, previous, start = self._evaluations(version)
@@ -146,12 +162,14 @@ class Run:
         }
 
     def _evaluations(self, version: int) -> tuple[Evaluation, Evaluation, Evaluation]:
-        """Of a version, of the one that it was trained from, and of the start."""
+        """Of a version, of the last one before that was evaluated, and of the start."""
         evaluation, start = read_evaluation(self.storage, version), read_evaluation(self.storage, 0)
         assert evaluation is not None
         assert start is not None
-        parent = self.registry.manifest(version).parent
-        previous = read_evaluation(self.storage, parent) if parent is not None else None
+        previous, ancestor = None, self.registry.manifest(version).parent
+        while previous is None and ancestor is not None:  # Those between two pushes never answered.
+            previous = read_evaluation(self.storage, ancestor)
+            ancestor = self.registry.manifest(ancestor).parent
         return evaluation, previous or start, start
 
 

@@ -254,7 +254,8 @@ class TrainWorker:
             return
         write_steps(self._storage, assignment.round, result.history)
         save_state(self._storage, state_file(assignment.candidate), state)
-        if (old := assignment.candidate - _KEPT_STATES) != assignment.parent:
+        old = assignment.candidate - _KEPT_STATES
+        if old not in (assignment.parent, self._registry.live()):  # A refusal goes back to what is live.
             self._storage.remove(state_file(old))
         with tempfile.TemporaryDirectory() as folder:
             learner.policy.save(Path(folder), weights)

@@ -33,9 +33,9 @@ def improve(run: Run, cluster: Cluster, terminal: Terminal) -> None:
         cluster.put(made.pairs)
         snapshot = cluster.declare_snapshot(round_)
         counts = run.count_pairs(made, snapshot)
-        candidate = cluster.train(snapshot, run.canary_sequences())
+        candidate = cluster.train(snapshot, run.parent(), run.canary_sequences())
         verdict = judge_candidate(candidate, run.config.gate)
-        if verdict.passed:
+        if verdict.passed and run.is_push_due(round_):
             verdict = try_out(candidate.version, run, cluster)
         measured = {**sample_metrics(scored), **pair_metrics(counts, snapshot)}
         warnings = run.warnings(candidate.version, measured)

@@ -32,6 +32,9 @@ class SamplingConfig(Section):
     """GPUs that each replica reserves in Ray; 0 samples on CPU."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that one engine spreads its weights over."""
+    push_every_rounds: int = Field(default=1, ge=1)
+    """Rounds from one push to the next; in between, training goes on from versions that are not live, and
+    the last round always pushes."""
     transport: Literal["storage", "stream"] = "storage"
     """How a version gets to the replicas: storage, where each node reads it; stream, a trainer
     also sends it to all nodes at once (NCCL between GPUs, gloo elsewhere)."""

@@ -215,10 +215,12 @@ class FakeCluster(Cluster):
         )
 
     @with_points
-    def train(self, snapshot: SnapshotManifest, canaries: tuple[tuple[int, ...], ...]) -> PolicyManifest:
+    def train(
+        self, snapshot: SnapshotManifest, parent: int, canaries: tuple[tuple[int, ...], ...]
+    ) -> PolicyManifest:
         candidate = snapshot.round + 1
         if not self._registry.has(candidate):
-            self._train(snapshot, candidate)
+            self._train(snapshot, self._registry.manifest(parent), candidate)
         return self._registry.manifest(candidate)
 
     def close(self) -> None:
@@ -228,8 +230,7 @@ class FakeCluster(Cluster):
     def _judge(self, completions: Sequence[Completion]) -> list[ScoredCompletion]:
         return [ScoredCompletion(each, Judgement(float(sum(each.token_ids))), "sum") for each in completions]
 
-    def _train(self, snapshot: SnapshotManifest, candidate: int) -> None:
-        parent = self._registry.manifest(self._live())
+    def _train(self, snapshot: SnapshotManifest, parent: PolicyManifest, candidate: int) -> None:
         steps = [parent.step + 1 + place for place in range(STEPS_PER_ROUND)]
         history = [{"loss": _unit(f"{candidate} {step}"), "step": step} for step in steps]
         write_steps(self._storage, snapshot.round, history)

@@ -56,11 +56,13 @@ def run_job(
     replicas: int = 1,
     on_failure: str = "continue",
     pairing: PairingConfig = BEST_VS_WORST,
+    push_every_rounds: int = 1,
 ) -> FakeCluster:
     """The job as one process runs it, from the start or from where a process before was killed."""
     at_point = crash or CrashAt()
     config = make_config(folder, rounds=rounds, replicas=replicas, on_failure=on_failure)
-    config = config.model_copy(update={"pairing": pairing})
+    sampling = config.sampling.model_copy(update={"push_every_rounds": push_every_rounds})
+    config = config.model_copy(update={"pairing": pairing, "sampling": sampling})
     run = RunWithPoints(config, PROMPTS, at_point)
     if run.registry.live() is None:
         publish_weights(run.registry, PolicyManifest(version=0), "start")

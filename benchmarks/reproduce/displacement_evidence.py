@@ -1,0 +1,169 @@
+"""What became of the chosen answers: claims, tables and plot."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.reproduce.claims import Claim, markdown
+from benchmarks.reproduce.results import COLOURS, MARKERS, Results
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "DPO": {"type": "sigmoid", "beta": 0.1},
+    "MinorDPO": {"type": "minor", "beta": 0.1},
+    "DPOP": {"type": "dpop", "beta": 0.1},
+    "IPO β 0.5": {"type": "ipo", "beta": 0.5},
+}
+RATES = (3e-4, 1e-3, 3e-3)
+STEPS = (100, 600)
+RULES: dict[str, dict[str, Any]] = {
+    "accuracy": {"patience": 5},
+    "KL": {"max_kl": 2.0},
+    "chosen log-prob": {"max_chosen_drop": 3.0},
+}
+"""What may end a training, of the settings of `early_stopping`."""
+
+
+def arm_names() -> list[str]:
+    """Every loss at every rate to the end, and DPO with every rule that may stop it."""
+    whole = [f"{loss}, {rate:g}" for loss in LOSSES for rate in RATES]
+    return [*whole, *(f"DPO, {rate:g}, {rule}" for rule in RULES for rate in RATES)]
+
+
+class State(NamedTuple):
+    """A policy after some steps."""
+
+    step: int
+    kl: float
+    reward: float
+    gap: float
+    """Reward below the frontier at this KL."""
+    chosen_ratio: float
+    """Mean log-ratio of the chosen answers to the reference, over the training pairs, in nats."""
+    fallen: float
+    """Share of the chosen answers that are less likely than under the reference."""
+    accuracy: float
+    """Of held-out pairs, the share whose chosen has the higher implicit reward."""
+
+
+class Numbers:
+    """What the claims ask of the results."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    def trace(self, seed: int, arm: str) -> list[State]:
+        return [State(*row) for row in self.results.of(seed, arm)["trace"]]
+
+    def end(self, seed: int, arm: str) -> State:
+        return self.trace(seed, arm)[-1]
+
+    def grid(self, seed: int, loss: str) -> list[State]:
+        """After each number of steps at each rate."""
+        traces = [self.trace(seed, f"{loss}, {rate:g}") for rate in RATES]
+        return [next(s for s in trace if s.step == step) for trace in traces for step in STEPS]
+
+
+def claims(results: Results) -> list[Claim]:
+    numbers, by_seed = Numbers(results), results.by_seed
+
+    def highest(loss: str, field: str) -> dict[int, float]:
+        return by_seed(lambda seed: max(getattr(state, field) for state in numbers.grid(seed, loss)))
+
+    def least(loss: str, field: str) -> dict[int, float]:
+        return by_seed(lambda seed: min(getattr(state, field) for state in numbers.grid(seed, loss)))
+
+    def kl_share(seed: int) -> float:
+        both = zip(numbers.grid(seed, "MinorDPO"), numbers.grid(seed, "DPO"), strict=True)
+        return max(minor.kl / dpo.kl for minor, dpo in both)
+
+    def lost(loss: str) -> dict[int, float]:
+        """Reward of the best of the grid less that at the highest rate after most steps."""
+        return by_seed(
+            lambda seed: max(s.reward for s in numbers.grid(seed, loss)) - numbers.grid(seed, loss)[-1].reward
+        )
+
+    def saved(rule: str) -> dict[int, float]:
+        """Reward that stopping saves at the highest rate."""
+        arm = f"DPO, {RATES[-1]:g}"
+        return by_seed(lambda s: numbers.end(s, f"{arm}, {rule}").reward - numbers.end(s, arm).reward)
+
+    return [
+        Claim("DPO: chosen log-ratio, highest of all settings", "<", -3, highest("DPO", "chosen_ratio")),
+        Claim("DPO: share of chosen that fell, least", ">", 0.75, least("DPO", "fallen")),
+        Claim("MinorDPO: chosen log-ratio, least", ">", 0, least("MinorDPO", "chosen_ratio")),
+        Claim("MinorDPO: share of chosen that fell, highest", "<", 0.25, highest("MinorDPO", "fallen")),
+        Claim("MinorDPO's KL over DPO's, highest", "<", 0.75, by_seed(kl_share)),
+        Claim("DPO: reward lost at 3e-3, 600 steps against its best", ">=", 0.3, lost("DPO")),
+        Claim("MinorDPO: the same", "<=", 0.05, lost("MinorDPO")),
+        Claim("stopping DPO at 3e-3 by KL saves reward", ">", 0, saved("KL")),
+        Claim("stopping DPO at 3e-3 by the chosen log-prob saves reward", ">", 0, saved("chosen log-prob")),
+    ]
+
+
+def tables(results: Results) -> list[str]:
+    return [_grid_table(results), _stopping_table(results)]
+
+
+def _grid_table(results: Results) -> str:
+    """Means over the seeds after each number of steps at each rate."""
+    numbers, rows = Numbers(results), []
+    for loss in LOSSES:
+        grids = [numbers.grid(seed, loss) for seed in results.seeds]
+        for place, states in enumerate(zip(*grids, strict=True)):
+            rate = RATES[place // len(STEPS)]
+            arm = f"{loss}, {rate:g}"
+            cpu_s = sum(results.of(seed, arm)["cpu_s"] for seed in results.seeds)
+            time = f"{cpu_s:.0f}" if states[0].step == STEPS[-1] else ""
+            rows.append([loss, f"{rate:g}, {states[0].step}", *_means(states), time])
+    header = ["loss", "rate, steps", *_COLUMNS, "time, CPU s"]
+    return markdown(header, rows, words=2)
+
+
+def _stopping_table(results: Results) -> str:
+    """Where DPO's training ended by each rule, beside its end and the best that there was on the way."""
+    numbers, rows = Numbers(results), []
+    for rate in RATES:
+        arm = f"DPO, {rate:g}"
+        best = [max(numbers.trace(seed, arm), key=lambda state: state.reward) for seed in results.seeds]
+        ends = {rule: [numbers.end(seed, f"{arm}, {rule}") for seed in results.seeds] for rule in RULES}
+        last = [numbers.end(seed, arm) for seed in results.seeds]
+        for rule, states in {"best reward on the way": best, **ends, "none": last}.items():
+            steps = ", ".join(str(state.step) for state in states)
+            rows.append([f"{rate:g}", rule, steps, *_means(states)])
+    return markdown(["rate", "stopped by", "at steps", *_COLUMNS], rows, words=3)
+
+
+_COLUMNS = ("KL, nats", "reward", "below the frontier", "chosen log-ratio", "fallen", "accuracy")
+
+
+def _means(states: Sequence[State]) -> list[str]:
+    """Of all that a state has but its step."""
+    columns = list(zip(*states, strict=True))[1:]
+    return [f"{fmean(column):.2f}" for column in columns]
+
+
+def plot(results: Results) -> Figure:
+    """Chosen log-ratio and reward over the steps at the highest rate, and reward against KL."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    numbers, arms = Numbers(results), {loss: f"{loss}, {RATES[-1]:g}" for loss in LOSSES}
+    for number, (loss, arm) in enumerate(arms.items()):
+        traces = [numbers.trace(seed, arm) for seed in results.seeds]
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "markevery": 5, "markersize": 4}
+        for index, trace in enumerate(traces):
+            label = loss if index == 0 else None
+            steps = [state.step for state in trace]
+            panels[0].plot(steps, [state.chosen_ratio for state in trace], label=label, **style)
+            panels[1].plot(steps, [state.reward for state in trace], **style)
+            panels[2].plot([s.kl for s in trace], [s.gap for s in trace], **style)
+    panels[0].set(xlabel="step", ylabel="chosen log-ratio to the reference, nats")
+    panels[0].set_yscale("symlog")
+    panels[1].set(xlabel="step", ylabel="mean reward")
+    panels[2].set(xlabel="KL to the reference, nats per sentence", ylabel="reward below the frontier")
+    figure.suptitle(f"Learning rate {RATES[-1]:g}, one line per seed")
+    panels[0].legend()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    return figure
