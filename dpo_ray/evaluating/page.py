@@ -11,6 +11,8 @@ from dpo_ray.report import page_template
 from dpo_ray.report.charts import Curve, line_chart
 from dpo_ray.report.facts import Point
 
+_LEGEND = 24
+"""Characters."""
 _TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
@@ -32,7 +34,7 @@ def render(outcome: Outcome, config: EvaluateConfig) -> str:
 def _reward_curves(measures: list[Measures]) -> list[Curve]:
     return [
         Curve(
-            each.policy,
+            _end_of(each.policy),
             [
                 Point(100 * share, reward, reward, reward)
                 for share, reward in zip(QUANTILES, each.reward_quantiles, strict=True)
@@ -41,3 +43,8 @@ def _reward_curves(measures: list[Measures]) -> list[Curve]:
         for each in measures
         if each.reward_quantiles is not None
     ]
+
+
+def _end_of(name: str) -> str:
+    """What fits into a legend: paths differ at their ends."""
+    return name if len(name) <= _LEGEND else f"…{name[1 - _LEGEND :]}"

@@ -26,6 +26,7 @@ def test_a_trained_policy_is_found_better_than_random_weights(starter: Path, tmp
     out = tmp_path / "out"
     names = ["--policies", str(tmp_path / "random"), str(starter)]
     more = ["--prompts=film_reviews", "--max_prompts=24", "--max_new_tokens=32", "--resamples=500"]
+    more += ["--judge.function=tests.integration.judges:whole_reviews"]
     command = [sys.executable, "jobs/evaluate.py", f"--run_dir={out}", *names, *more]
     ended = subprocess.run(command, cwd=ROOT, env=ACTIVATED, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-4000:]
