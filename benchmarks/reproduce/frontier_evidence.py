@@ -58,7 +58,8 @@ class Numbers:
         return max(-gap for name in names for _, _, gap in self.trace(seed, name))
 
     def worst_gap_up_to(self, seed: int, kl: float) -> float:
-        return max(self.gap(seed, name) for name in FAMILIES["DPO"] if self.kl(seed, name) <= kl)
+        gaps = [self.gap(seed, name) for name in FAMILIES["DPO"] if self.kl(seed, name) <= kl]
+        return max(gaps, default=float("nan"))
 
     def least_fall(self, seed: int) -> float:
         """Least ratio of the KLs of two neighbouring betas."""
