@@ -161,7 +161,7 @@ def plot(results: Results) -> Figure:
     reward.set(xlabel="step", ylabel="mean reward", title=f"learning rate {RATES[-1]:g}")
     gap.set(xlabel="KL to the reference, nats per sentence", ylabel="reward below the frontier")
     gap.set_title("all rates, after 100 and 600 steps")
-    ratio.legend()
+    figure.legend(*ratio.get_legend_handles_labels(), loc="outside lower center", ncols=len(LOSSES))
     for axes in (ratio, reward, gap):
         axes.grid(alpha=0.3)
     return figure
