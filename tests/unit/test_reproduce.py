@@ -132,7 +132,14 @@ def test_labels_err_as_often_as_bradley_and_terry_say(language: Language) -> Non
     assert margins.min() > 0
     expected = torch.sigmoid(-margins).mean().item()
     assert sum(reward_margin(pair) < 0 for pair in noisy) / len(noisy) == pytest.approx(expected, abs=0.02)
-    assert {pair.pair_id for pair in noisy} <= {p.pair_id for pair in certain for p in (pair, turned(pair))}
+    assert [pair.pair_id for pair in map(turned, map(turned, noisy))] == [pair.pair_id for pair in noisy]
+    for pair in noisy:
+        for ids, reward, logp in (
+            (pair.chosen_ids, pair.chosen_reward, pair.chosen_logp),
+            (pair.rejected_ids, pair.rejected_reward, pair.rejected_logp),
+        ):
+            place = pair.prompt_ids[0], sentence_number(ids)
+            assert (reward, logp) == (language.rewards[place].item(), language.reference[place].item())
 
 
 def test_the_leave_one_out_gradient_is_that_of_the_objective_on_average() -> None:
