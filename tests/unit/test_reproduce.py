@@ -181,8 +181,8 @@ def test_the_best_of_n_is_what_all_draws_make_it() -> None:
 
 
 def test_an_edited_answer_differs_in_one_of_the_last_letters_and_is_worse(language: Language) -> None:
-    pairs = list(islice(edited_pairs(language, torch.Generator().manual_seed(0)), 50))
-    assert len({(pair.prompt_ids, pair.chosen_ids) for pair in pairs}) == 50
+    pairs = list(islice(edited_pairs(language, torch.Generator().manual_seed(0)), 300))
+    assert len({(pair.prompt_ids, pair.chosen_ids) for pair in pairs}) == 300
     for pair in pairs:
         differ = [place for place in range(LENGTH) if pair.chosen_ids[place] != pair.rejected_ids[place]]
         assert len(differ) == 1
