@@ -18,7 +18,16 @@ from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.reproduce.baselines import Reinforce, best_of, learned_rewards, unlikelihood
-from benchmarks.reproduce.frontier_evidence import BETAS, CERTAIN, FAMILIES, MORE_SAMPLES, claims, plot, table
+from benchmarks.reproduce.frontier_evidence import (
+    BETAS,
+    CERTAIN,
+    FAMILIES,
+    MORE_SAMPLES,
+    RL_BETAS,
+    claims,
+    plot,
+    table,
+)
 from benchmarks.reproduce.language import Language, Point, build, exact_logps, train
 from benchmarks.reproduce.preferences import Labels, labelled_pairs
 from benchmarks.reproduce.results import Arm, Results, results_of
@@ -120,7 +129,7 @@ def arms(bed: Bed) -> dict[str, Callable[[], Arm]]:
         **{
             f"RL, {name} reward, β {beta:g}": lambda of=of, beta=beta: bed.reinforce(of(), beta)
             for name, of in rewards.items()
-            for beta in (1, 0.5, 0.1)
+            for beta in RL_BETAS[name]
         },
         MORE_SAMPLES: lambda: bed.reinforce(bed.language.rewards, 0.1, num_draws=128),
         **{

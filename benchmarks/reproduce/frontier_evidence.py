@@ -14,6 +14,8 @@ from benchmarks.reproduce.results import COLOURS, MARKERS, Results
 BETAS = (5.0, 2.0, 1.0, 0.5, 0.1, 0.05)
 MATCHED = (0.3, 1.2)
 """Nats of KL between which methods are compared at the same KL."""
+RL_BETAS = {"learned": (1, 0.5, 0.25, 0.1), "true": (1, 0.5, 0.1)}
+"""A learned reward is flatter than the true one: for the same KL it takes a smaller beta."""
 FAMILIES = {
     "DPO": [f"DPO β {beta:g}" for beta in BETAS],
     "IPO": ["IPO β 1", "IPO β 0.5", "IPO β 0.1"],
@@ -21,10 +23,11 @@ FAMILIES = {
     "SimPO": ["SimPO β 2"],
     "preferred-FT": ["preferred-FT"],
     "unlikelihood": [f"unlikelihood α {alpha:g}" for alpha in (0.1, 0.25, 0.5)],
-    "RL, learned reward": [f"RL, learned reward, β {beta:g}" for beta in (1, 0.5, 0.1)],
-    "RL, true reward": [f"RL, true reward, β {beta:g}" for beta in (1, 0.5, 0.1)],
-    "best of n, learned reward": [f"best of {n}, learned reward" for n in (2, 4, 16)],
-    "best of n, true reward": [f"best of {n}, true reward" for n in (2, 4, 16)],
+    **{
+        f"RL, {name} reward": [f"RL, {name} reward, β {b:g}" for b in betas]
+        for name, betas in RL_BETAS.items()
+    },
+    **{f"best of n, {name} reward": [f"best of {n}, {name} reward" for n in (2, 4, 16)] for name in RL_BETAS},
 }
 """Methods, and their arms with labels by Bradley and Terry."""
 MORE_SAMPLES = "RL, true reward, β 0.1, four times the samples"
