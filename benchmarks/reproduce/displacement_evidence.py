@@ -159,6 +159,7 @@ def plot(results: Results) -> Figure:
         gap.plot([end.kl for end in ends], [end.gap for end in ends], **style, linestyle="")
     ratio.set(xlabel="step", ylabel="chosen log-ratio to the reference, nats", yscale="symlog")
     reward.set(xlabel="step", ylabel="mean reward", title=f"learning rate {RATES[-1]:g}")
+    ratio.set_title(f"learning rate {RATES[-1]:g}")
     gap.set(xlabel="KL to the reference, nats per sentence", ylabel="reward below the frontier")
     gap.set_title("all rates, after 100 and 600 steps")
     figure.legend(*ratio.get_legend_handles_labels(), loc="outside lower center", ncols=len(LOSSES))
