@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.reproduce.claims import Claim, markdown
@@ -146,24 +147,30 @@ def _means(states: Sequence[State]) -> list[str]:
 
 
 def plot(results: Results) -> Figure:
-    """Chosen log-ratio and reward over the steps at the highest rate, and reward against KL."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    numbers, arms = Numbers(results), {loss: f"{loss}, {RATES[-1]:g}" for loss in LOSSES}
-    for number, (loss, arm) in enumerate(arms.items()):
-        traces = [numbers.trace(seed, arm) for seed in results.seeds]
-        style = {"color": COLOURS[number], "marker": MARKERS[number], "markevery": 5, "markersize": 4}
-        for index, trace in enumerate(traces):
-            label = loss if index == 0 else None
-            steps = [state.step for state in trace]
-            panels[0].plot(steps, [state.chosen_ratio for state in trace], label=label, **style)
-            panels[1].plot(steps, [state.reward for state in trace], **style)
-            panels[2].plot([s.kl for s in trace], [s.gap for s in trace], **style)
-    panels[0].set(xlabel="step", ylabel="chosen log-ratio to the reference, nats")
-    panels[0].set_yscale("symlog")
-    panels[1].set(xlabel="step", ylabel="mean reward")
-    panels[2].set(xlabel="KL to the reference, nats per sentence", ylabel="reward below the frontier")
-    figure.suptitle(f"Learning rate {RATES[-1]:g}, one line per seed")
-    panels[0].legend()
-    for axes in panels:
+    """On the way at the highest rate, mean and range of the seeds; and where all settings ended."""
+    figure, (ratio, reward, gap) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    numbers = Numbers(results)
+    for number, loss in enumerate(LOSSES):
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 5}
+        states = list(zip(*(numbers.trace(s, f"{loss}, {RATES[-1]:g}") for s in results.seeds), strict=True))
+        for axes, field in ((ratio, "chosen_ratio"), (reward, "reward")):
+            _band(axes, states, field, {**style, "label": loss})
+        ends = [state for seed in results.seeds for state in numbers.grid(seed, loss)]
+        gap.plot([end.kl for end in ends], [end.gap for end in ends], **style, linestyle="")
+    ratio.set(xlabel="step", ylabel="chosen log-ratio to the reference, nats", yscale="symlog")
+    reward.set(xlabel="step", ylabel="mean reward", title=f"learning rate {RATES[-1]:g}")
+    ratio.set_title(f"learning rate {RATES[-1]:g}")
+    gap.set(xlabel="KL to the reference, nats per sentence", ylabel="reward below the frontier")
+    gap.set_title("all rates, after 100 and 600 steps")
+    figure.legend(*ratio.get_legend_handles_labels(), loc="outside lower center", ncols=len(LOSSES))
+    for axes in (ratio, reward, gap):
         axes.grid(alpha=0.3)
     return figure
+
+
+def _band(axes: Axes, states: Sequence[tuple[State, ...]], field: str, style: dict[str, Any]) -> None:
+    """A line through the means of each step's states, in the band between least and greatest."""
+    steps = [each[0].step for each in states]
+    values = [[getattr(state, field) for state in each] for each in states]
+    axes.plot(steps, list(map(fmean, values)), markevery=5, **style)
+    axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=style["color"], alpha=0.2)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.reproduce.baselines import Reinforce, best_of, learned_rewards, unlikelihood
-from benchmarks.reproduce.frontier_evidence import BETAS, CERTAIN, FAMILIES, claims, plot, table
+from benchmarks.reproduce.frontier_evidence import (
+    BETAS,
+    CERTAIN,
+    FAMILIES,
+    MORE_SAMPLES,
+    RL_BETAS,
+    claims,
+    plot,
+    table,
+)
 from benchmarks.reproduce.language import Language, Point, build, exact_logps, train
 from benchmarks.reproduce.preferences import Labels, labelled_pairs
 from benchmarks.reproduce.results import Arm, Results, results_of
@@ -58,7 +68,7 @@ class Bed:
         """The frontier, and where the optimum of each beta lies on it."""
         language = self.language
         best = language.rewards.max(1).values
-        kls = numpy.linspace(0, 7, 71).tolist()
+        kls = numpy.linspace(0, 9, 91).tolist()
         return {
             "frontier": [[kl, language.frontier(kl)] for kl in kls],
             "optima": {f"{beta:g}": language.point(language.optimum(beta)) for beta in BETAS},
@@ -81,8 +91,8 @@ class Bed:
         pairs = self.pairs("bradley_terry")
         return self._of_models(unlikelihood(self.language, pairs, alpha=alpha, epochs=EPOCHS, seed=self.seed))
 
-    def reinforce(self, rewards: Tensor, beta: float) -> Arm:
-        return self._of_models(Reinforce(rewards, beta).train(self.language, seed=self.seed))
+    def reinforce(self, rewards: Tensor, beta: float, **settings: Any) -> Arm:
+        return self._of_models(Reinforce(rewards, beta, **settings).train(self.language, seed=self.seed))
 
     def best_of(self, rewards: Tensor, n: int) -> Arm:
         return self._arm([(0, self.language.point(best_of(self.language.reference, rewards, n)))])
@@ -119,8 +129,9 @@ def arms(bed: Bed) -> dict[str, Callable[[], Arm]]:
         **{
             f"RL, {name} reward, β {beta:g}": lambda of=of, beta=beta: bed.reinforce(of(), beta)
             for name, of in rewards.items()
-            for beta in (1, 0.5, 0.1)
+            for beta in RL_BETAS[name]
         },
+        MORE_SAMPLES: lambda: bed.reinforce(bed.language.rewards, 0.1, num_draws=128),
         **{
             f"best of {n}, {name} reward": lambda of=of, n=n: bed.best_of(of(), n)
             for name, of in rewards.items()
@@ -132,7 +143,7 @@ def arms(bed: Bed) -> dict[str, Callable[[], Arm]]:
 
 
 def measure(results: Results, seed: int) -> None:
-    names = ["language", "reward model", *CERTAIN, *(name for names in FAMILIES.values() for name in names)]
+    names = ["language", "reward model", MORE_SAMPLES, *CERTAIN, *chain(*FAMILIES.values())]
     if not results.lacks(seed, names):
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -173,7 +173,13 @@ def plot(results: Results) -> Figure:
         axes.plot(*zip(*frontier, strict=True), color="black", label="best (exact)")
         for number, start in enumerate(STARTS):
             states = trace(results, seed, arm_name(start, beta, "none"))
-            style = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 4, "linewidth": 0.8}
+            style = {
+                "color": COLOURS[number],
+                "marker": MARKERS[number],
+                "markevery": 3,
+                "markersize": 5,
+                "linewidth": 1,
+            }
             axes.plot([s.kl for s in states], [s.reward for s in states], label=f"{start} SFT", **style)
         axes.set(xlabel="KL to the written texts, nats per sentence", title=f"β {beta:g}, seed {seed}")
         axes.grid(alpha=0.3)
