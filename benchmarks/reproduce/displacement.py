@@ -33,6 +33,8 @@ from dpo_ray.types import Pair
 NUM_PAIRS = 192
 EPOCHS = 200
 """Of three steps each."""
+WARMUP_STEPS = 20
+"""As the DPO paper's 150: without them, RMSprop's first steps are ten times its rate."""
 EVERY = 20
 """Steps between two measurements."""
 EVERY_WATCHED = 5
@@ -59,7 +61,13 @@ class Bed(NamedTuple):
         """One training, measured on the way; `stopping` may end it."""
         every = EVERY_WATCHED if stopping else EVERY
         early = {"eval_every_steps": every, **stopping}
-        learner = self.language.learner(loss=loss, learning_rate=rate, epochs=EPOCHS, early_stopping=early)
+        learner = self.language.learner(
+            loss=loss,
+            learning_rate=rate,
+            warmup_steps=WARMUP_STEPS,
+            epochs=EPOCHS,
+            early_stopping=early,
+        )
         plan = RoundPlan(self.pairs, seed=self.seed, held_out=self.held_out)
         trace = train(self.language, learner, plan, every=every)
         kept = (
