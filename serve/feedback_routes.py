@@ -112,7 +112,7 @@ class FeedbackRoutes:
         return _json(Mine.of(tally, versions))
 
     async def _candidate(self) -> int:
-        candidate = (await self.view.get()).candidate
+        candidate = (await self.view.get(fresh=True)).candidate  # One may have been offered just now.
         if candidate is None:
             raise Refusal(
                 "no candidate is on offer now: compare with against=live, or ask again later",

@@ -39,7 +39,7 @@ def served_copy(run: Storage, versions: Sequence[int]) -> Iterator[Callable[[int
             )
         try:
             _wait_until_serving(process, log)
-            yield lambda version: _promote(url, version)
+            yield lambda version: _promote(copy, url, version)
         finally:
             _stop(process)
 
@@ -69,11 +69,18 @@ def _wait_until_serving(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.2)
 
 
-def _promote(url: str, version: int) -> str:
-    answer = httpx.post(f"{url}/v1/policy/promote", json={"version": version}, timeout=_PUSH_S)
-    if answer.is_error:
-        raise ServeError(f"version {version} could not be served: {answer.text[:500]}")
-    return f"{url}/v1"
+def _promote(copy: Path, url: str, version: int) -> str:
+    """What is live is what the copy's registry says: its replica finds out by itself, and proves it."""
+    PolicyRegistry(Storage(str(copy))).promote(version)
+    deadline = time.monotonic() + _PUSH_S
+    while time.monotonic() < deadline:
+        for replica in httpx.get(f"{url}/v1/policy", timeout=_PUSH_S).raise_for_status().json()["replicas"]:
+            if replica["state"] == "refused":
+                raise ServeError(f"version {version} could not be served: {replica['reason']}")
+            if replica["version"] == version:
+                return f"{url}/v1"
+        time.sleep(0.2)
+    raise ServeError(f"version {version} was not served within {_PUSH_S:.0f} s")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

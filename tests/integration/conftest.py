@@ -28,8 +28,24 @@ SMALL = (
     "--evaluation.prompts=16",
     "--evaluation.samples_per_prompt=1",
     "--buffer.pairs_per_round=64",
+    "--training.workers=1",
 )
 """Settings that make a round short."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Jobs that start a cluster by themselves find none of another test process."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["RAY_TMPDIR"] = f"/tmp/dpo_ray_tests_{os.getuid()}_{worker}"
+        Path(os.environ["RAY_TMPDIR"]).mkdir(exist_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divided so, two test processes take as long, and clusters with default ports are started by one."""
+    for item in items:
+        local = "live" in item.path.parts or item.path.stem == "test_commands"
+        item.add_marker(pytest.mark.xdist_group("own clusters" if local else "one cluster"))
 
 
 def free_port() -> int:

@@ -162,7 +162,11 @@ def test_own_model_prompts_judge_and_pairs_as_the_readme_says(
     for command in readme_commands("Your model, your prompts, your judge"):
         moved = command.replace("runs/demo", str(run_dir)).replace("runs/", f"{tmp_path}/")
         loop = "iterative_dpo.py --run_dir" in command
-        smaller = [*SMALL, f"--serving.port={head.http_port}"] if loop else ["--max_pairs=256"]
+        smaller = (
+            [*SMALL, f"--serving.port={head.http_port}"]
+            if loop
+            else ["--max_pairs=256", "--training.workers=1"]
+        )
         run(f"{moved} {' '.join(smaller)}" if "--run_dir" in command else moved, head.environment)
     check_run_folder(tmp_path / "mine", rounds=2)
     check_imitation(tmp_path / "sft")

@@ -32,7 +32,8 @@ def in_round(run_dir: Path, round_: int, file: str = "") -> bool:
 
 def test_job_outlives_the_death_of_each_of_its_parts(head: Head, starter: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    job = start_job(JOB, arguments(run_dir, starter, 5, head.http_port), tmp_path / "log", head.environment)
+    command = [*arguments(run_dir, starter, 5, head.http_port), "--training.workers=2"]
+    job = start_job(JOB, command, tmp_path / "log", head.environment)
     deaths = [
         (0, "manifest.json", "ray::RayTrainWorker"),  # A rank, while it trains.
         (1, "", "ray::PreferenceBuffer"),  # The buffer, before it is needed again.

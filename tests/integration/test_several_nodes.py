@@ -39,6 +39,7 @@ def test_parts_of_a_job_spread_over_nodes(nodes: Cluster, starter: Path, tmp_pat
     ]
     reserve = [
         "--sampling.cpus_per_replica=0.8",
+        "--training.workers=2",
         "--training.cpus_per_worker=0.8",
         "--judge.cpus_per_actor=0.1",
         "--sampling.transport=stream",

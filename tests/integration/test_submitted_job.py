@@ -46,7 +46,7 @@ def submitted(
     """The folder, the client and the log of a job that was submitted and has succeeded."""
     run_dir, port = tmp_path_factory.mktemp("submitted") / "run", head.http_port
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.dashboard]
-    job = ["python", "jobs/iterative_dpo.py", f"--run_dir={run_dir}", f"--model={starter}", "--rounds=3"]
+    job = ["python", "jobs/iterative_dpo.py", f"--run_dir={run_dir}", f"--model={starter}", "--rounds=2"]
     command = [*ray, "--working-dir", ".", "--", *job, f"--serving.port={port}", *SMALL]
     process = subprocess.Popen(
         command, cwd=ROOT, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -63,7 +63,7 @@ def submitted(
 
 def test_submitted_job_leaves_a_whole_run(submitted: tuple[Path, Client, str]) -> None:
     run_dir, _, log = submitted
-    check_run_folder(run_dir, rounds=3)
+    check_run_folder(run_dir, rounds=2)
     assert f"report: {run_dir}/report.html" in log
     assert list((run_dir / "tensorboard").iterdir())
 
@@ -77,7 +77,7 @@ def test_clients_see_every_answer_and_versions_that_only_grow(submitted: tuple[P
 
 def test_policy_answers_after_the_job(submitted: tuple[Path, Client, str]) -> None:
     _, client, _ = submitted
-    assert client.ask() == 3
+    assert client.ask() == 2
     completion = client.openai.completions.create(model="policy", prompt="the film", max_tokens=24, n=2)
     assert len(completion.choices) == 2
 
@@ -88,9 +88,9 @@ def test_stream_names_its_version_in_header_and_last_chunk(submitted: tuple[Path
         model="policy", messages=[{"role": "user", "content": "the film"}], max_tokens=24, stream=True
     )
     chunks = list(raw.parse())
-    assert raw.headers["x-policy-version"] == "3"
+    assert raw.headers["x-policy-version"] == "2"
     assert chunks[-1].choices[0].finish_reason is not None
-    assert chunks[-1].policy_version == 3  # type: ignore[attr-defined]
+    assert chunks[-1].policy_version == 2  # type: ignore[attr-defined]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
