@@ -91,9 +91,7 @@ def claims(results: Results) -> list[Claim]:
         """What stopping DPO at the highest rate changes."""
         arm = f"DPO, {RATES[-1]:g}"
         return by_seed(
-            lambda s: (
-                getattr(numbers.end(s, f"{arm}, {rule}"), field) - getattr(numbers.end(s, arm), field)
-            )
+            lambda s: getattr(numbers.end(s, f"{arm}, {rule}"), field) - getattr(numbers.end(s, arm), field)
         )
 
     return [
