@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.reproduce.claims import Claim, markdown
 from benchmarks.reproduce.film_bed import HELD_OUT, PER_PROMPT
@@ -189,3 +190,4 @@ def draw_kls(axes: Axes, results: Results, loss: str) -> None:
         ylabel="KL to the start, nats per review",
         title=f"{TITLES[loss]}, mean of the seeds",
     )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
