@@ -40,12 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
         Path(os.environ["RAY_TMPDIR"]).mkdir(exist_ok=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Divided so, two test processes take as long, and clusters with default ports are started by one."""
-    for item in items:
-        local = "live" in item.path.parts or item.path.stem == "test_commands"
-        item.add_marker(pytest.mark.xdist_group("own clusters" if local else "one cluster"))
+    local = "live" in item.path.parts or item.path.stem == "test_commands"
+    item.add_marker(pytest.mark.xdist_group("own clusters" if local else "one cluster"))
 
 
 def free_port() -> int:
