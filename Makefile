@@ -28,7 +28,7 @@ serve: setup ## Serve the live policy of RUN_DIR over HTTP on PORT (8000).
 	$(BIN)/python -m serve --run_dir $(RUN_DIR) --serving.port $(PORT) $(ARGS)
 
 test: check ## Run the checks, the unit tests, and the tests on real Ray and vLLM.
-	$(BIN)/pytest tests/integration -v --durations=15 -m "not slow" --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest tests/integration -v --durations=15 -m "not slow" --numprocesses 2
 
 test-slow: setup-dev ## Run the tests that take minutes each, which `make test` leaves out.
 	$(BIN)/pytest tests/integration -v -m slow

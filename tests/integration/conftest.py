@@ -15,6 +15,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from dpo_ray.starter import Recipe, make_starter
 
@@ -40,12 +42,16 @@ def pytest_configure(config: pytest.Config) -> None:
         Path(os.environ["RAY_TMPDIR"]).mkdir(exist_ok=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divided so, two test processes take as long, and clusters with default ports are started by one."""
-    for item in items:
-        local = "live" in item.path.parts or item.path.stem == "test_commands"
-        item.add_marker(pytest.mark.xdist_group("own clusters" if local else "one cluster"))
+class Halves(LoadScopeScheduling):
+    """Two processes take as long, divided so, and one alone starts clusters with default ports."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        local = nodeid.startswith(("tests/integration/live", "tests/integration/test_commands.py"))
+        return "clusters of their own" if local else "one cluster"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Halves:
+    return Halves(config, log)
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+import torch
 
 from dpo_ray.evaluating.length_control import Duel, controlled_win_rate, fit_logistic
 from dpo_ray.evaluating.statistics import (
@@ -113,13 +113,22 @@ def test_the_fit_is_the_minimum_that_another_optimizer_finds() -> None:
     features = np.column_stack([np.ones(80), rng.normal(size=80)])
     scores, weights = rng.choice([0.0, 0.5, 1.0], size=80), rng.integers(0, 4, size=80).astype(float)
 
-    def penalized(coefficients: np.ndarray) -> float:
-        logits = features @ coefficients
-        loss = np.logaddexp(0, logits) - scores * logits
-        return float(weights @ loss + weights.sum() * 1e-4 / 2 * coefficients @ coefficients)
+    x, y, w = map(torch.as_tensor, (features, scores, weights))
+    coefficients = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    other = torch.optim.LBFGS(
+        [coefficients], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
 
-    found = fit_logistic(features, scores, weights)
-    assert found == pytest.approx(minimize(penalized, np.zeros(2), tol=1e-12).x, abs=1e-5)
+    def penalized() -> torch.Tensor:
+        other.zero_grad()
+        logits = x @ coefficients
+        loss = w @ (torch.nn.functional.softplus(logits) - y * logits)
+        loss = loss + w.sum() * 1e-4 / 2 * coefficients @ coefficients
+        loss.backward()
+        return loss
+
+    other.step(penalized)  # pyright: ignore[reportArgumentType]
+    assert fit_logistic(features, scores, weights) == pytest.approx(coefficients.tolist(), abs=1e-5)
 
 
 def test_the_fit_ends_where_all_is_won() -> None:

@@ -76,7 +76,7 @@ class View:
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
 
-    async def get(self) -> Policy:
+    async def get(self, *, fresh: bool = False) -> Policy:
         return Policy(4, self.candidate)
 
 
