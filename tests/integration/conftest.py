@@ -46,8 +46,9 @@ class Halves(LoadScopeScheduling):
     """Two processes take as long, divided so, and one alone starts clusters with default ports."""
 
     def _split_scope(self, nodeid: str) -> str:
-        local = nodeid.startswith(("tests/integration/live", "tests/integration/test_commands.py"))
-        return "clusters of their own" if local else "one cluster"
+        local = ("live/", "test_commands.py", "test_submitted_job.py")
+        first = nodeid.removeprefix("tests/integration/").startswith(local)
+        return "first half" if first else "second half"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Halves:

@@ -101,7 +101,7 @@ def test_busy_port_is_named(offline: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "lacks"), [("--training.workers=99", "CPUs"), ("--training.gpus_per_worker=1", "2 GPUs")]
+    ("wrong", "lacks"), [("--training.workers=99", "CPUs"), ("--training.gpus_per_worker=1", "1 GPUs")]
 )
 def test_too_small_a_cluster_is_said_so(head: Head, offline: list[str], wrong: str, lacks: str) -> None:
     code, errors = failing_job([*offline, wrong, "--training.cpus_per_worker=1"], head.environment)
@@ -109,6 +109,7 @@ def test_too_small_a_cluster_is_said_so(head: Head, offline: list[str], wrong: s
     assert_one_sentence(errors, lacks, "add nodes")
 
 
+@pytest.mark.slow
 def test_judge_that_answers_nonsense_ends_the_job(head: Head, offline: list[str]) -> None:
     function = "tests.integration.judges:not_a_number"
     code, errors = failing_job(

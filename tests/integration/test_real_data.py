@@ -33,7 +33,13 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_data
-@pytest.mark.parametrize("prompts", [(HH, "prompt"), (GSM8K, "question")], ids=["hh-rlhf", "gsm8k"])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pytest.param((HH, "prompt"), id="hh-rlhf"),
+        pytest.param((GSM8K, "question"), id="gsm8k", marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_on_real_prompts(
     head: Head, text_model: Path, tmp_path: Path, prompts: tuple[Path, str]
 ) -> None:

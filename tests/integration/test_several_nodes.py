@@ -19,7 +19,7 @@ from tests.integration.conftest import SMALL, check_run_folder, free_port, metri
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head and two workers with one logical CPU each: no two parts of a job fit on one of them."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": free_port()})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -48,7 +48,9 @@ def test_parts_of_a_job_spread_over_nodes(nodes: Cluster, starter: Path, tmp_pat
     job = start_job("jobs/iterative_dpo.py", [*command, *reserve], tmp_path / "log", environment)
     wait_for(lambda: metric_rows(run_dir, "start") or job.poll() is not None, what="the first evaluation")
     ray.init(nodes.address, log_to_driver=False)
-    actors: list[Any] = list(list_actors(limit=1000, filters=[("state", "=", "ALIVE")]))
+    actors: list[Any] = list(
+        list_actors(address=nodes.address, limit=1000, filters=[("state", "=", "ALIVE")])
+    )
     homes = {
         title: [actor.node_id for actor in actors if actor.class_name.startswith(title)]
         for title in ("ServeReplica:", "RayTrainWorker")
