@@ -84,7 +84,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
     registry = PolicyRegistry(Storage(str(folder)))
-    return [registry.manifest(v).model_dump(exclude={"created_at"}) for v in registry.versions()]
+    return [
+        registry.manifest(v).model_dump(exclude={"created_at", "git_commit"}) for v in registry.versions()
+    ]
 
 
 def check_events(folder: Path) -> None:
