@@ -1,6 +1,7 @@
 """A long time under load: clients of all kinds while versions change."""
 
 import asyncio
+import gc
 import json
 import statistics
 import time
@@ -30,16 +31,20 @@ class Load:
 
 
 async def load_rows(run_dir: Path, *, size: str, seconds: float = 180.0) -> Rows:
-    """CLIENTS clients, half of them streaming, while versions change PUSHES times."""
+    """CLIENTS clients, half of them streaming, while PUSHES versions, of two weights by turns, go live."""
     registry = publish_versions(run_dir, 2, size=size)
+    for version in range(2, PUSHES + 1):
+        manifest = registry.manifest(version % 2)
+        registry.publish(registry.fetch(version % 2), manifest.model_copy(update={"version": version}))
     handle = await asyncio.to_thread(serve_policy, run_dir, replicas=1)
+    gc.collect()
+    gc.freeze()  # A collection of all that is imported here would hold the clients for half a second.
     load, deadline = Load(), time.monotonic() + seconds
     clients = [asyncio.create_task(_client(load, number, deadline)) for number in range(CLIENTS)]
     pushes = []
     for version in range(1, PUSHES + 1):
         await asyncio.sleep(seconds / (PUSHES + 1))
-        _publish_copy(registry, version)
-        registry.promote(version)
+        await asyncio.to_thread(registry.promote, version)  # The clients' clocks do not stand still.
         begin = time.perf_counter()
         await handle.broadcast("converge").results_async()
         pushes.append(1000 * (time.perf_counter() - begin))
@@ -56,14 +61,6 @@ async def load_rows(run_dir: Path, *, size: str, seconds: float = 180.0) -> Rows
             f"{statistics.median(gaps):.0f}, {gaps[int(0.99 * len(gaps))]:.0f}, {gaps[-1]:.0f}",
         ),
     ]
-
-
-def _publish_copy(registry: Any, version: int) -> None:
-    """The weights of version 0 or 1 once more, as another version."""
-    if registry.has(version):
-        return
-    manifest = registry.manifest(version % 2)
-    registry.publish(registry.fetch(version % 2), manifest.model_copy(update={"version": version}))
 
 
 async def _client(load: Load, number: int, deadline: float) -> None:

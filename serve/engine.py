@@ -149,16 +149,20 @@ class PolicyEngine:
         self.llm.proof.begin()  # New requests wait; those in flight are held by the pause, and go on.
         with phases("pause"):
             await self.llm.hold()
-        with phases("load"):
-            if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
-                raise StaleWeightsError(
-                    f"policy version {manifest.version} could not be loaded: {max(failures)}"
-                )
-            await self.llm.update_weight_version(str(manifest.version))
-        with phases("resume"):
-            await self.llm.resume_generation()
-        with phases("prove"):
-            await self._prove(manifest, None)
+        proof = asyncio.create_task(self._prove(manifest, None))  # Asked now, answered in the first step.
+        try:
+            with phases("load"):
+                if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
+                    raise StaleWeightsError(
+                        f"policy version {manifest.version} could not be loaded: {max(failures)}"
+                    )
+                await self.llm.update_weight_version(str(manifest.version))
+            with phases("resume"):
+                await self.llm.resume_generation()
+            with phases("prove"):
+                await proof
+        finally:
+            proof.cancel()
 
     async def _swap_adapter(self, manifest: PolicyManifest, phases: "_Phases") -> None:
         """Until the adapter is proven, new requests begin with the one before; no request is held."""
