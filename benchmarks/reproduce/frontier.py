@@ -1,6 +1,6 @@
 """Reward against KL for preference losses and RL, beside the exact frontier of an enumerable language.
 
-`python benchmarks/reproduce/frontier.py` takes 5 minutes a seed; stopped, it goes on from frontier.json.
+`python benchmarks/reproduce/frontier.py` takes 7 minutes a seed; stopped, it goes on from frontier.json.
 """
 
 import sys

@@ -35,7 +35,7 @@ SMALL = (
 """Settings that make a round short."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Jobs that start a cluster by themselves find none of another test process."""
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ["RAY_TMPDIR"] = f"/tmp/dpo_ray_tests_{os.getuid()}_{worker}"

@@ -77,7 +77,7 @@ class View:
         self.candidate: Candidate | None = None
 
     async def get(self, *, fresh: bool = False) -> Policy:
-        return Policy(4, self.candidate)
+        return Policy(4, self.candidate if fresh else None)
 
 
 class Service:
