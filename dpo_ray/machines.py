@@ -55,12 +55,10 @@ def wait_for_resources(bundles: Sequence[Bundle], *, timeout_s: float) -> None:
         if not missing:
             return
         if time.monotonic() > deadline:
-            lacks = " and ".join(
-                f"{needed[name]:g} {name}s (it has {present.get(name, 0):g})" for name in missing
-            )
+            lacks = ", ".join(f"{name} {needed[name]:g} of {present.get(name, 0):g}" for name in missing)
             raise ValueError(
-                f"the job reserves {lacks} of the Ray cluster: add nodes, lower training.workers, "
-                "sampling.replicas or the cpus_per_… and gpus_per_… settings, "
+                f"the job reserves more than the Ray cluster has ({lacks}): add nodes, "
+                "lower training.workers, sampling.replicas or the cpus_per_… and gpus_per_… settings, "
                 "or raise cluster.wait_for_resources_s if the cluster is growing"
             )
         request_resources(bundles=[dict(bundle) for bundle in bundles])

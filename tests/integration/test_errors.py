@@ -101,7 +101,7 @@ def test_busy_port_is_named(offline: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "lacks"), [("--training.workers=99", "CPUs"), ("--training.gpus_per_worker=1", "1 GPUs")]
+    ("wrong", "lacks"), [("--training.workers=99", "CPU 99"), ("--training.gpus_per_worker=1", "GPU 1 of 0")]
 )
 def test_too_small_a_cluster_is_said_so(head: Head, offline: list[str], wrong: str, lacks: str) -> None:
     code, errors = failing_job([*offline, wrong, "--training.cpus_per_worker=1"], head.environment)
