@@ -149,7 +149,7 @@ class PolicyEngine:
         self.llm.proof.begin()  # New requests wait; those in flight are held by the pause, and go on.
         with phases("pause"):
             await self.llm.hold()
-        proof = asyncio.create_task(self._prove(manifest, None))  # Asked now, answered in the first step.
+        proving = asyncio.create_task(self._prove(manifest, None))  # Asked now, answered in the first step.
         try:
             with phases("load"):
                 if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
@@ -160,9 +160,9 @@ class PolicyEngine:
             with phases("resume"):
                 await self.llm.resume_generation()
             with phases("prove"):
-                await proof
+                await proving
         finally:
-            proof.cancel()
+            proving.cancel()
 
     async def _swap_adapter(self, manifest: PolicyManifest, phases: "_Phases") -> None:
         """Until the adapter is proven, new requests begin with the one before; no request is held."""
