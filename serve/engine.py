@@ -146,23 +146,26 @@ class PolicyEngine:
             folder = await asyncio.to_thread(self._registry.fetch, manifest.version)  # With all sha256.
         with phases("check"):
             same_tensors(manifest.tensors, self.manifest.tensors)
-        self.llm.proof.begin()  # New requests wait; those in flight are held by the pause, and go on.
+        with phases("load"):
+            await self._in_workers("prepare_policy", folder)
         with phases("pause"):
-            await self.llm.hold()
+            await self.llm.hold()  # Requests in flight; they go on with the new weights.
         proving = asyncio.create_task(self._prove(manifest, None))  # Asked now, answered in the first step.
         try:
-            with phases("load"):
-                if any(failures := await self.llm.collective_rpc("load_policy", args=(str(folder),))):
-                    raise StaleWeightsError(
-                        f"policy version {manifest.version} could not be loaded: {max(failures)}"
-                    )
+            with phases("swap"):
+                await self._in_workers("take_policy", folder)
                 await self.llm.update_weight_version(str(manifest.version))
+            self.llm.proof.begin()  # What was said before is of the old weights, and may still be on its way.
             with phases("resume"):
                 await self.llm.resume_generation()
             with phases("prove"):
                 await proving
         finally:
             proving.cancel()
+
+    async def _in_workers(self, step: str, folder: Path) -> None:
+        if any(failures := await self.llm.collective_rpc(step, args=(str(folder),))):
+            raise StaleWeightsError(f"the weights could not be loaded: {max(failures)}")
 
     async def _swap_adapter(self, manifest: PolicyManifest, phases: "_Phases") -> None:
         """Until the adapter is proven, new requests begin with the one before; no request is held."""

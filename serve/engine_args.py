@@ -19,6 +19,7 @@ def engine_args(folder: Path, config: SamplingConfig) -> AsyncEngineArgs:
         model=str(folder),
         served_model_name=[SERVED_NAME],
         load_format="safetensors",
+        use_tqdm_on_load=False,
         trust_remote_code=False,
         dtype=default_dtype if config.dtype == "auto" else config.dtype,
         max_num_seqs=config.max_num_seqs,

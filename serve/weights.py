@@ -4,40 +4,80 @@ import os
 import signal
 import threading
 import time
+from copy import copy
 from typing import Any
 
 from torch import nn
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
+from vllm.platforms import current_platform
 
 REPLICA_PID = "DPO_RAY_REPLICA_PID"
 """Environment variable by which the engine's processes know the replica that they belong to."""
 
 
 class PolicyWeights:
-    """vLLM mixes this class into its worker (`worker_extension_cls`)."""
+    """vLLM mixes this class into its worker (`worker_extension_cls`).
+
+    Each step returns why it could not be done, or nothing: of an exception, vLLM passes on its type at most.
+    """
 
     model_runner: Any
+    vllm_config: VllmConfig
+    _prepared: tuple[nn.Module, dict[str, Any]] | None = None
 
-    def load_policy(self, folder: str) -> str:
-        """Replace the weights in place by those of a Hugging Face folder; the engine must be paused.
-
-        Why it could not be done, or nothing: of an exception, vLLM passes the type on at most. A load that
-        broke off leaves some layers with old weights, and can be repeated.
-        """
+    def prepare_policy(self, folder: str) -> str:
+        """Load a Hugging Face folder beside the live model, which goes on; a GPU has no room for a second."""
+        self._prepared = None
         try:
-            self._load(folder)
+            if current_platform.is_cpu():
+                self._prepared = self._load_beside(folder)
         except Exception as error:
-            _put_back(self.model_runner.get_model())
             return repr(error)
         return ""
 
-    def _load(self, folder: str) -> None:
+    def take_policy(self, folder: str) -> str:
+        """Put the prepared model into the live one's place, or else reload the live one from the folder.
+
+        The engine must be paused. A reload that broke off leaves some layers with old weights, and can be
+        repeated.
+        """
+        try:
+            if self._prepared is None:
+                self._reload(folder)
+            else:
+                self._replace(*self._prepared)
+        except Exception as error:
+            _put_back(self.model_runner.get_model())
+            return repr(error)
+        finally:
+            self._prepared = None
+        return ""
+
+    def _reload(self, folder: str) -> None:
         self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
-        model = self.model_runner.get_model()
-        lm_head = getattr(model, "lm_head", None)
-        if lm_head is not None and model.config.tie_word_embeddings:
-            # CPU engines keep a packed copy of a tied head, which a reload leaves at the old weights.
-            lm_head.quant_method.process_weights_after_loading(lm_head)
+
+    def _load_beside(self, folder: str) -> tuple[nn.Module, dict[str, Any]]:
+        """A model of its own, and its attention layers by their names."""
+        config = copy(self.vllm_config)
+        config.model_config = copy(config.model_config)
+        config.model_config.model = folder
+        config.compilation_config = copy(config.compilation_config)
+        config.compilation_config.static_forward_context = layers = {}
+        with set_current_vllm_config(config):
+            return get_model(vllm_config=config), layers
+
+    def _replace(self, model: nn.Module, layers: dict[str, Any]) -> None:
+        """Attention layers are given what the engine has given to those before them, the cache above all."""
+        live_layers = self.vllm_config.compilation_config.static_forward_context
+        for name, layer in layers.items():
+            given = vars(live_layers[name])
+            vars(layer).update(given | vars(layer) | {"kv_cache": given["kv_cache"]})
+        live_layers.update(layers)
+        replaced, self.model_runner.model = self.model_runner.model, model
+        for module in set(replaced.modules()) - set(model.modules()):  # They share position embeddings.
+            vars(module).clear()  # Its cycles would never be collected: vLLM has frozen the heap.
 
 
 def _put_back(model: nn.Module) -> None:

@@ -2,36 +2,45 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve.weights import PolicyWeights
 
 
 class FaultyWeights(PolicyWeights):
-    """Loads like its parent, until a fault is chosen."""
+    """Loads like its parent, until something else is chosen."""
 
-    fault = ""
+    _chosen = ""
 
-    def choose_fault(self, fault: str) -> None:
-        self.fault = fault
+    def choose(self, what: str) -> None:
+        self._chosen = what
 
-    def _load(self, folder: str) -> None:
-        match self.fault:
-            case "nothing is loaded":
-                return
-            case "stale head":
-                self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
-            case "breaks off":
-                self._load_from(folder, most=17)
-            case "breaks off once":
-                self.fault = ""
-                self._load_from(folder, most=17)
-            case _:
-                super()._load(folder)
+    def prepare_policy(self, folder: str) -> str:
+        """As on a GPU, which reloads the live model, where a reload is chosen."""
+        return "" if "reload" in self._chosen else super().prepare_policy(folder)
 
-    def _load_from(self, folder: str, *, most: int) -> None:
+    def take_policy(self, folder: str) -> str:
+        return "" if self._chosen == "nothing is taken" else super().take_policy(folder)
+
+    def _load_beside(self, folder: str) -> tuple[nn.Module, dict[str, Any]]:
+        if self._chosen == "load breaks off":
+            raise ConnectionError("the sender is gone")
+        return super()._load_beside(folder)
+
+    def _reload(self, folder: str) -> None:
+        if "breaks off" in self._chosen:
+            self._chosen = self._chosen.replace("reload breaks off once", "reload")
+            self._reload_some(folder, most=17)
+        super()._reload(folder)
+        if self._chosen != "reload leaves the head":
+            # Of a tied head, CPU engines keep a packed copy, which vLLM's reload leaves at the old weights.
+            lm_head = self.model_runner.get_model().lm_head
+            lm_head.quant_method.process_weights_after_loading(lm_head)
+
+    def _reload_some(self, folder: str, *, most: int) -> None:
         """Some tensors of the folder's file, the last of them within a fused layer."""
         tensors = iter(load_file(next(Path(folder).glob("*.safetensors"))).items())
 

@@ -1,6 +1,7 @@
 """The engine and its weights: pushes under way, their proofs, and every mistake that a proof must catch."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def shared_engine(versions: Versions, run: Any) -> Iterator["PolicyEngine"]:
 def engine(shared_engine: "PolicyEngine", versions: Versions, run: Any) -> Iterator["PolicyEngine"]:
     """It holds version 0, and afterwards comes back to it, whatever happened: a rollback mends it."""
     yield shared_engine
-    run(shared_engine.llm.collective_rpc("choose_fault", args=("",)))
+    run(shared_engine.llm.collective_rpc("choose", args=("",)))
     versions.registry.promote(0)
     assert run(shared_engine.converge()) == 0
     assert shared_engine.describe().state == "serving"
@@ -128,7 +129,56 @@ def test_requests_in_flight_go_on_across_a_push(engine: "PolicyEngine", versions
     assert all(span in ([0], [0, version], [version]) for span in spans)
     state = engine.describe()
     assert state.canary_error < 1e-4
-    assert set(state.push_ms) == {"fetch", "check", "pause", "load", "resume", "prove"}
+    assert set(state.push_ms) == {"fetch", "check", "load", "pause", "swap", "resume", "prove"}
+
+
+async def stream(engine: "PolicyEngine", seen: list[int]) -> None:
+    """A greedy answer, whose tokens are added to `seen` as they are given out."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0, max_tokens=110, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+    )
+    async for output in engine.llm.generate({"prompt_token_ids": [5, 6]}, params, os.urandom(8).hex()):
+        seen += output.outputs[0].token_ids
+
+
+def test_a_stream_goes_on_while_weights_load_and_waits_for_their_proof(
+    engine: "PolicyEngine", versions: Versions, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.engine import StaleWeightsError
+
+    expected: list[int] = []
+    run(stream(engine, expected))
+    hold, seen, loaded = engine.llm.hold, list[int](), list[int]()
+
+    async def hold_later() -> None:
+        loaded.append(len(seen))
+        while len(seen) < loaded[0] + 3:
+            await asyncio.sleep(0.01)
+        await hold()
+
+    async def refuse_later(*_: Any) -> None:
+        await asyncio.sleep(0.5)  # The engine goes on meanwhile, with the new weights.
+        raise StaleWeightsError("it never agrees")
+
+    async def scenario() -> None:
+        in_flight = asyncio.create_task(stream(engine, seen))
+        while len(seen) < 10:
+            await asyncio.sleep(0.01)
+        with pytest.raises(StaleWeightsError):
+            await engine.converge()
+        with pytest.raises(StaleWeightsError):
+            await in_flight
+
+    versions.registry.promote(versions.publish(versions.model(seed=1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.llm, "hold", hold_later)
+        patch.setattr(engine, "_prove", refuse_later)
+        run(asyncio.wait_for(scenario(), 60))
+    assert 13 <= len(seen) < 110
+    assert seen == expected[: len(seen)]  # No token of weights that were not proven.
 
 
 def refused(engine: "PolicyEngine", versions: Versions, run: Any, version: int) -> str:
@@ -189,23 +239,32 @@ def test_an_adapter_that_was_not_merged_is_caught(
     assert "nats from the learner's" in refused(engine, versions, run, version)
 
 
-@pytest.mark.parametrize("fault", ["nothing is loaded", "stale head", "breaks off"])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nothing is taken", "nats from the learner's"),
+        ("load breaks off", "the sender is gone"),
+        ("reload leaves the head", "nats from the learner's"),
+        ("reload breaks off", "the sender is gone"),
+    ],
+)
 def test_a_load_that_goes_wrong_is_caught(
-    engine: "PolicyEngine", versions: Versions, run: Any, fault: str
+    engine: "PolicyEngine", versions: Versions, run: Any, fault: str, reason: str
 ) -> None:
     version = versions.publish(versions.model(seed=1))
-    run(engine.llm.collective_rpc("choose_fault", args=(fault,)))
-    reason = refused(engine, versions, run, version)
-    assert ("the sender is gone" if fault == "breaks off" else "nats from the learner's") in reason
+    run(engine.llm.collective_rpc("choose", args=(fault,)))
+    assert reason in refused(engine, versions, run, version)
 
 
-def test_a_load_that_goes_wrong_once_is_repeated(
-    engine: "PolicyEngine", versions: Versions, run: Any
+@pytest.mark.parametrize("way", ["reload", "reload breaks off once"])
+def test_the_live_model_is_reloaded_where_no_second_has_room(
+    engine: "PolicyEngine", versions: Versions, run: Any, way: str
 ) -> None:
     version = versions.publish(versions.model(seed=1))
-    run(engine.llm.collective_rpc("choose_fault", args=("breaks off once",)))
+    run(engine.llm.collective_rpc("choose", args=(way,)))
     versions.registry.promote(version)
     assert run(engine.converge()) == version
+    assert engine.describe().canary_error < 1e-4
 
 
 def test_a_stale_cache_is_caught(
