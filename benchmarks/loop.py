@@ -93,14 +93,14 @@ async def compare_sampling(run_dir: Path) -> Rows:
     from dpo_ray.sampler import Sampler
     from dpo_ray.storage import Storage
     from dpo_ray.types import Prompt
-    from serve.deployment import CPU_ENV, deploy, wait_until_serving
+    from serve.deployment import deploy, engine_environment, wait_until_serving
     from serve.settings import ReplicaSettings
 
-    os.environ.update(CPU_ENV)
+    config = SamplingConfig(**yaml.safe_load((run_dir / "config.yaml").read_text())["sampling"])
+    os.environ.update(engine_environment(config))
     from serve.engine import PolicyEngine
 
     registry = PolicyRegistry(Storage(str(run_dir)))
-    config = SamplingConfig(**yaml.safe_load((run_dir / "config.yaml").read_text())["sampling"])
     connect()
     name = deploy(str(run_dir), ReplicaSettings(config, ServingConfig(port=PORT)))
     wait_until_serving(name)

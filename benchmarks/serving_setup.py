@@ -63,7 +63,8 @@ def serve_policy(run_dir: Path, *, replicas: int) -> Any:
 @asynccontextmanager
 async def vllm_server(folder: Path) -> AsyncIterator[None]:
     """vLLM's own server on VLLM_PORT, with the settings that our engine has."""
-    from serve.deployment import CPU_ENV
+    from dpo_ray.config import SamplingConfig
+    from serve.deployment import engine_environment
 
     options = ["--model", str(folder), "--served-model-name", "policy", "--port", str(VLLM_PORT)]
     options += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "256"]
@@ -71,7 +72,7 @@ async def vllm_server(folder: Path) -> AsyncIterator[None]:
     options += ["--distributed-executor-backend", "uni", "--uvicorn-log-level", "warning"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
     log = open(folder.parent / "vllm.log", "w")  # noqa: SIM115
-    environment = {**os.environ, **CPU_ENV}
+    environment = {**os.environ, **engine_environment(SamplingConfig())}
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         async with httpx.AsyncClient() as client:

@@ -34,17 +34,6 @@ _LOGGING = {"enable_access_log": False}
 _ENGINE_POLL_S = 0.5
 _STATUS_POLL_S = 0.5
 """A status costs 14 ms of processor time, which the replica needs to start."""
-_ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-CPU_ENV = {
-    # Two OpenMP threads per engine on contended cores cost more than they give.
-    "OMP_NUM_THREADS": "1",
-    # The first request with log-probs would compile for half a minute.
-    "TORCHDYNAMO_DISABLE": "1",
-    # The model runs in the engine's process, not in a further one that polls busily.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Ray decides which cores are whose; vLLM's own binding puts all engines on the same ones.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 @serve.deployment(
@@ -210,6 +199,23 @@ def http_address() -> str:
     return f"http://{options['host']}:{options['port']}"
 
 
+def engine_environment(sampling: SamplingConfig) -> dict[str, str]:
+    """Environment variables that vLLM is imported with."""
+    common = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    if sampling.gpus_per_replica:
+        return common
+    return common | {
+        # More threads than cores cost more than they give.
+        "OMP_NUM_THREADS": str(max(1, int(sampling.cpus_per_replica / sampling.tensor_parallel_size))),
+        # The first request with log-probs would compile for half a minute.
+        "TORCHDYNAMO_DISABLE": "1",
+        # The model runs in the engine's process, not in a further one that polls busily.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Ray decides which cores are whose; vLLM's own binding puts all engines on the same ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
 def _application(storage: Storage, settings: ReplicaSettings) -> serve.Application:
     sampling = settings.sampling
     deployment = PolicyServer.options(
@@ -217,7 +223,7 @@ def _application(storage: Storage, settings: ReplicaSettings) -> serve.Applicati
         ray_actor_options={
             "num_cpus": sampling.cpus_per_replica,
             "num_gpus": sampling.gpus_per_replica,
-            "runtime_env": {"env_vars": _ENV if sampling.gpus_per_replica else {**_ENV, **CPU_ENV}},
+            "runtime_env": {"env_vars": engine_environment(sampling)},
         },
     )
     return deployment.bind(storage.root, settings, secrets.token_hex())

@@ -27,7 +27,7 @@ class SamplingConfig(Section):
     requests_per_replica: float = Field(default=64, gt=0)
     """Requests in flight per copy that Ray Serve scales to."""
     cpus_per_replica: float = Field(default=1, ge=0)
-    """CPUs that each replica reserves in Ray."""
+    """CPUs that each replica reserves in Ray, and threads that its engine computes with on CPU."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """GPUs that each replica reserves in Ray; 0 samples on CPU."""
     tensor_parallel_size: int = Field(default=1, ge=1)

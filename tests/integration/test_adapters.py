@@ -14,7 +14,7 @@ from dpo_ray.lora import add_adapter, merged, save_adapter, without_adapter
 from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
 from dpo_ray.registry import ADAPTER, PolicyManifest, PolicyRegistry
 from dpo_ray.storage import Storage
-from serve.deployment import CPU_ENV
+from serve.deployment import engine_environment
 
 if TYPE_CHECKING:
     from serve.engine import PolicyEngine
@@ -70,7 +70,7 @@ def versions(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapted
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
-        for name, value in CPU_ENV.items():
+        for name, value in engine_environment(SamplingConfig()).items():
             patch.setenv(name, value)
         yield runner
 

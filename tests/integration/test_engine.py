@@ -16,7 +16,7 @@ from dpo_ray.logprobs import CompletionScorer
 from dpo_ray.models import load_model, load_tokenizer, make_canaries, save_policy
 from dpo_ray.registry import Canary, PolicyManifest, PolicyRegistry
 from dpo_ray.storage import Storage
-from serve.deployment import CPU_ENV
+from serve.deployment import engine_environment
 
 if TYPE_CHECKING:
     from serve.engine import PolicyEngine
@@ -77,7 +77,7 @@ def versions(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Version
 def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     """Runs coroutines in the one event loop that the engine lives in."""
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
-        for name, value in CPU_ENV.items():
+        for name, value in engine_environment(SamplingConfig()).items():
             patch.setenv(name, value)
         yield runner.run
 

@@ -15,7 +15,7 @@ from dpo_ray.models import load_model, make_canaries
 from dpo_ray.registry import PolicyManifest, PolicyRegistry
 from dpo_ray.starter import make_random_model
 from dpo_ray.storage import Storage
-from serve.deployment import CPU_ENV
+from serve.deployment import engine_environment
 from serve.replica import Replicas
 from serve.settings import ReplicaSettings
 
@@ -45,7 +45,7 @@ def storage(tmp_path: Path) -> Storage:
 def test_an_answer_fits_in_the_schema_and_a_broken_schema_is_refused(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in CPU_ENV.items():
+    for name, value in engine_environment(SamplingConfig()).items():
         monkeypatch.setenv(name, value)
     from serve.engine import PolicyEngine
     from serve.http import build_http_app
