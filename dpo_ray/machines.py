@@ -23,6 +23,8 @@ def connect() -> None:
         return
     # Ray Train looks at its workers this often, and each round would wait for the next look.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Nobody asks the process that would announce a node's end: what ends goes on at its last checkpoint.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(_address(), log_to_driver=False, logging_level=logging.ERROR, namespace=NAMESPACE)
 

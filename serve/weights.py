@@ -59,21 +59,24 @@ class PolicyWeights:
         self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
 
     def _load_beside(self, folder: str) -> tuple[nn.Module, dict[str, Any]]:
-        """A model of its own, and its attention layers by their names."""
+        """A model of its own, and those of its layers that vLLM looks up by name: attention, experts."""
         config = copy(self.vllm_config)
         config.model_config = copy(config.model_config)
         config.model_config.model = folder
         config.compilation_config = copy(config.compilation_config)
         config.compilation_config.static_forward_context = layers = {}
+        config.compilation_config.static_all_moe_layers = []
         with set_current_vllm_config(config):
             return get_model(vllm_config=config), layers
 
     def _replace(self, model: nn.Module, layers: dict[str, Any]) -> None:
-        """Attention layers are given what the engine has given to those before them, the cache above all."""
+        """Layers are given what the engine has given to those before them, the cache above all."""
         live_layers = self.vllm_config.compilation_config.static_forward_context
         for name, layer in layers.items():
-            given = vars(live_layers[name])
-            vars(layer).update(given | vars(layer) | {"kv_cache": given["kv_cache"]})
+            live = vars(live_layers[name])
+            vars(layer).update(
+                {key: live[key] for key in live if key == "kv_cache" or key not in vars(layer)}
+            )
         live_layers.update(layers)
         replaced, self.model_runner.model = self.model_runner.model, model
         for module in set(replaced.modules()) - set(model.modules()):  # They share position embeddings.

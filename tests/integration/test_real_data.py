@@ -33,12 +33,10 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompts",
-    [
-        pytest.param((HH, "prompt"), id="hh-rlhf"),
-        pytest.param((GSM8K, "question"), id="gsm8k", marks=pytest.mark.slow),
-    ],
+    [pytest.param((HH, "prompt"), id="hh-rlhf"), pytest.param((GSM8K, "question"), id="gsm8k")],
 )
 def test_a_round_on_real_prompts(
     head: Head, text_model: Path, tmp_path: Path, prompts: tuple[Path, str]
