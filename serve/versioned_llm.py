@@ -20,10 +20,13 @@ class Proof:
 
     def __init__(self) -> None:
         self.refusal = ""
+        self.failures = 0
+        """Weights that have said something, and were replaced because they could not be proven."""
         self._settled = asyncio.Event()
 
     def begin(self) -> None:
         """From here on, nothing that the engine says is given out."""
+        self.failures += not self._settled.is_set()
         self.refusal = ""
         self._settled.clear()
 
@@ -69,13 +72,15 @@ class VersionedLLM(AsyncLLM):
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         await self.proof.wait()
-        adapter = self.adapter
+        adapter, failures = self.adapter, self.proof.failures
         if adapter is None:
             outputs = super().generate(prompt, sampling_params, request_id, **options)
         else:
             outputs = self.adapted(adapter, prompt, sampling_params, request_id, **options)
         async for output in outputs:
             await self.proof.wait()  # Tokens after a swap wait for its proof, or are never seen.
+            if self.proof.failures > failures:
+                raise StaleWeightsError("weights that were not proven had a part in this answer: ask again")
             yield output
 
     async def hold(self) -> None:

@@ -23,6 +23,9 @@ class FaultyWeights(PolicyWeights):
         return "" if "reload" in self._chosen else super().prepare_policy(folder)
 
     def take_policy(self, folder: str) -> str:
+        if self._chosen == "nothing is taken once":
+            self._chosen = ""
+            return ""
         return "" if self._chosen == "nothing is taken" else super().take_policy(folder)
 
     def _load_beside(self, folder: str) -> tuple[nn.Module, dict[str, Any]]:

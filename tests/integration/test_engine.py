@@ -256,6 +256,29 @@ def test_a_load_that_goes_wrong_is_caught(
     assert reason in refused(engine, versions, run, version)
 
 
+def test_an_answer_with_tokens_of_a_failed_swap_is_never_seen(
+    engine: "PolicyEngine", versions: Versions, run: Any
+) -> None:
+    from serve.engine import StaleWeightsError
+
+    version = versions.publish(versions.model(seed=1))
+    run(engine.llm.collective_rpc("choose", args=("nothing is taken once",)))
+
+    async def scenario() -> int:
+        in_flight = asyncio.create_task(stream(engine, seen))
+        while not seen:
+            await asyncio.sleep(0.01)
+        versions.registry.promote(version)
+        held = await engine.converge()  # The second swap succeeds.
+        with pytest.raises(StaleWeightsError, match="ask again"):
+            await in_flight
+        return held
+
+    seen: list[int] = []
+    assert run(scenario()) == version
+    assert engine.describe().state == "serving"
+
+
 @pytest.mark.parametrize("way", ["reload", "reload breaks off once"])
 def test_the_live_model_is_reloaded_where_no_second_has_room(
     engine: "PolicyEngine", versions: Versions, run: Any, way: str
