@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ def weights(run_dir: Path, version: int) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "policies" / f"v{version:05d}" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_driver_killed_within_an_epoch_ends_bitwise_where_it_would_have(
     head: Head, starter: Path, tmp_path: Path
 ) -> None:
